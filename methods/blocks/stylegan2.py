@@ -175,6 +175,7 @@ class ModulatedConv2d(nn.Module):
         out_channels: int,
         side: int,
         style_dim: int,
+        *,
         demodulate: bool = True,
         upsample: bool = False,
     ) -> None:
@@ -395,6 +396,7 @@ class StyleGAN2Generator(nn.Module):
         self,
         codes: Sequence[Tensor],
         noise: Sequence[Tensor | None] | None = None,
+        *,
         randomize_noise: bool = True,
         inject_index: int | None = None,
         truncation: float = 1.0,

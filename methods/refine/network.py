@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -141,6 +142,7 @@ class ReFineNetwork(nn.Module):
     def __init__(
         self,
         size: int,
+        *,
         channel_multiplier: float = 1,
         narrow: float = 1,
         style_dim: int = 512,
@@ -163,7 +165,7 @@ class ReFineNetwork(nn.Module):
         self.encoder = GpenEncoder(size, style_dim, channel_multiplier, narrow, input_channels)
         widths = [style_dim + identity_dim] + [style_dim] * 4
         self.style_layers = nn.Sequential(
-            *(EqualLinear(before, after, activate=True) for before, after in zip(widths, widths[1:], strict=False))
+            *(EqualLinear(before, after, activate=True) for before, after in pairwise(widths))
         )
         self.prior = StyleGAN2Generator(size, style_dim, mlp_layers_prior, channel_multiplier, narrow)
         channels = channels_by_resolution(channel_multiplier, narrow)
@@ -182,6 +184,7 @@ class ReFineNetwork(nn.Module):
         validity: Tensor,
         identity: Tensor,
         reference_present: Tensor | None = None,
+        *,
         return_masks: bool = False,
     ) -> Any:
         """Restores pictures.
