@@ -1,9 +1,12 @@
-"""The metrics part of a run's summary: a pure function of its score table."""
+"""The summary of a run; its metrics part is a pure function of the score table."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.errors import UsageError
 from bench.scores.statistics import identity_means, mean_interval
 from bench.scores.table import metric_identities
 
@@ -11,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bench.metrics.metric import Metric
+
+SUMMARY_SCHEMA = 1
 
 
 def summarise(scores: pd.DataFrame, metrics: dict[str, type[Metric]], of: int | None = None) -> dict[str, Any]:
@@ -54,4 +59,23 @@ def summarise(scores: pd.DataFrame, metrics: dict[str, type[Metric]], of: int | 
             "identities": len(means),
             "reason": None if interval else (str(reasons.mode().iloc[0]) if len(reasons) else "not scored"),
         }
+    return summary
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """Reads the summary of a finished run folder.
+
+    Raises:
+        UsageError: The folder is missing, holds no finished run, or its summary is unreadable.
+    """
+    path = run_dir / "summary.json"
+    if not path.is_file():
+        state = "is not a finished run: it has no summary.json" if run_dir.is_dir() else "does not exist"
+        raise UsageError(f"{run_dir} {state}. Give the folder of a finished `bench run`.")
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"Cannot read {path}: {error}") from error
+    if not isinstance(summary, dict) or summary.get("schema") != SUMMARY_SCHEMA:
+        raise UsageError(f"{path} is not a run summary of schema {SUMMARY_SCHEMA}; run `bench run` again.")
     return summary
