@@ -22,6 +22,7 @@ from methods.blocks.stylegan2 import (
     Injection,
     StyleConv,
     StyleGAN2Generator,
+    ToRGB,
     channels_by_resolution,
 )
 
@@ -140,8 +141,10 @@ class ReFineNetwork(nn.Module):
         input_channels: 6 for [LQ; warped reference] as in the paper, 7 with the validity mask.
         use_warped_reference: False cuts the warped reference off (Fig. 7 h).
         use_identity: False cuts the identity embedding off (Fig. 7 g). Both off is the blind network.
-        mask_bias: Start value of the fusion masks' logits: -2 for a pretrained prior, about 0 for
-            training from scratch.
+        from_scratch: Whether training starts without a pretrained prior: the first picture is then
+            grey instead of noise (output layers times 0.1), and the masks start at a half.
+        mask_bias: Start value of the fusion masks' logits; None takes 0 from scratch, else -2, near
+            the prior.
         mask_kernel: Side of the kernel that predicts a mask.
 
     Raises:
@@ -160,7 +163,8 @@ class ReFineNetwork(nn.Module):
         input_channels: int = 7,
         use_warped_reference: bool = True,
         use_identity: bool = True,
-        mask_bias: float = -2.0,
+        from_scratch: bool = False,
+        mask_bias: float | None = None,
         mask_kernel: int = 1,
     ) -> None:
         super().__init__()
@@ -177,6 +181,8 @@ class ReFineNetwork(nn.Module):
             *(EqualLinear(before, after, activate=True) for before, after in pairwise(widths))
         )
         self.prior = StyleGAN2Generator(size, style_dim, mlp_layers_prior, channel_multiplier, narrow)
+        if mask_bias is None:
+            mask_bias = 0.0 if from_scratch else -2.0
         channels = channels_by_resolution(channel_multiplier, narrow)
         levels = int(math.log2(size))
         sides = [4] + [2**level for level in range(3, levels + 1) for _ in range(2)]
@@ -185,6 +191,8 @@ class ReFineNetwork(nn.Module):
         for module in self.prior.modules():
             if isinstance(module, StyleConv):
                 module.weight.requires_grad_(False)
+            elif isinstance(module, ToRGB) and from_scratch:
+                module.modulated_conv.weight.data.mul_(0.1)
 
     def forward(
         self,
