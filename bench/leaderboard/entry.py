@@ -1,0 +1,220 @@
+"""Leaderboard entries: one JSON file per method revision and protocol, made from a run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UsageError
+from bench.files import write_json
+from bench.leaderboard.schema import ENTRY_SCHEMA, validate
+from bench.paths import leaderboard_root, resource_root
+from bench.scores.statistics import identity_means
+from bench.scores.summary import read_summary
+from bench.scores.table import read_table
+
+COPIED = (
+    "seconds_per_image",
+    "peak_memory_mb",
+    "parameters",
+    "hardware",
+    "versions",
+    "code_revision",
+    "licence",
+    "paper",
+)
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+=-]*")
+
+
+def entry_from_run(run_dir: Path, reported_by: str | None = None) -> dict[str, Any]:
+    """Makes a leaderboard entry from a finished run folder.
+
+    Beside the summary's means it holds the mean of each identity and metric with the number of
+    images behind it, so that paired tests can be computed from entries alone.
+
+    Args:
+        run_dir: Folder of a finished run.
+        reported_by: Who vouches for the entry; by default `$BENCH_REPORTED_BY`, else "maintainers".
+
+    Raises:
+        UsageError: The folder is no finished run, or its summary and score table disagree.
+    """
+    summary = read_summary(run_dir)
+    scores = read_table(run_dir / "scores.parquet")
+    if (found := set(scores["protocol_id"])) != {summary.get("protocol_id")}:
+        raise UsageError(
+            f"{run_dir}: the summary's protocol is {summary.get('protocol_id')}, the scores' {sorted(found)}."
+        )
+    entry: dict[str, Any] = {
+        "schema": ENTRY_SCHEMA,
+        **{name: summary.get(name) for name in ("protocol", "protocol_id", "method")},
+        "title": summary.get("method_title"),
+        "revision": summary.get("method_revision"),
+        "seed": summary.get("seed"),
+        "images": len(set(scores["image_id"]) - set(summary.get("failed") or {})),
+        "of": summary.get("of"),
+        "identity_images": _identity_images(run_dir, scores),
+        "metrics": {},
+        **{name: summary.get(name) for name in COPIED},
+        "reported_by": reported_by or os.environ.get("BENCH_REPORTED_BY") or "maintainers",
+        "created": summary.get("created"),
+    }
+    for name, metric in (summary.get("metrics") or {}).items():
+        rows = scores[scores["metric"] == name]
+        means, counts = identity_means(rows), _counts(rows[rows["value"].notna()])
+        stated, table = metric.get("mean"), float(means.mean()) if len(means) else None
+        same = (
+            stated == table
+            if stated is None or table is None
+            else math.isclose(stated, table, rel_tol=1e-9, abs_tol=1e-12)
+        )
+        if not same or metric.get("n") != sum(counts.values()):
+            raise UsageError(
+                f"{run_dir}: summary.json and scores.parquet disagree on {name} ({stated} and {table}). "
+                "Finish the run again with `bench run`; do not edit either file."
+            )
+        entry["metrics"][name] = {
+            **{key: metric.get(key) for key in ("identity", "title", "unit", "higher_is_better")},
+            **{key: metric.get(key) for key in ("mean", "low", "high", "interval", "n", "of", "identities", "reason")},
+            "by_identity": {str(who): {"mean": float(mean), "n": counts[str(who)]} for who, mean in means.items()},
+        }
+    validate(entry, f"entry of {run_dir}")
+    return entry
+
+
+def entry_path(entry: dict[str, Any], root: Path) -> Path:
+    """File of an entry: `<root>/<protocol>/<method label>@<revision>.json`."""
+    return root / str(entry["protocol"]) / f"{entry['method']}@{entry['revision']}.json"
+
+
+def read_entries(*folders: Path) -> list[dict[str, Any]]:
+    """Reads and validates all entries of one board, sorted by file name.
+
+    Args:
+        folders: Where the board's entries lie; of two files of one name the first folder's counts.
+
+    Raises:
+        UsageError: No folder exists, or an entry is unreadable, invalid, misnamed or of another
+            protocol id than the others.
+    """
+    paths: dict[str, Path] = {}
+    for folder in folders:
+        for path in folder.glob("*.json"):
+            paths.setdefault(path.name, path)
+    if not paths:
+        raise UsageError(
+            f"There is no leaderboard {folders[0].name!r} under {folders[0].parent}. Known: "
+            f"{', '.join(board_names(*(folder.parent for folder in folders))) or '(none)'}."
+        )
+    entries: list[dict[str, Any]] = []
+    for _, path in sorted(paths.items()):
+        entry = read_entry(path)
+        expected = entry_path(entry, path.parent.parent)
+        if (expected.parent.name, expected.name) != (path.parent.name, path.name):
+            raise UsageError(f"{path} holds the entry that belongs into {expected}: rename or remove it.")
+        if entries and entry["protocol_id"] != entries[0]["protocol_id"]:
+            raise UsageError(
+                f"{path} has protocol id {entry['protocol_id']}, the board's other entries "
+                f"{entries[0]['protocol_id']}: they are not comparable. Remove the outdated ones."
+            )
+        entries.append(entry)
+    return entries
+
+
+def read_entry(path: Path) -> dict[str, Any]:
+    """Reads and validates one entry.
+
+    Raises:
+        UsageError: The file is unreadable or not a valid entry.
+    """
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"Cannot read the leaderboard entry {path}: {error}") from error
+    validate(entry, str(path))
+    return dict(entry)
+
+
+def board_names(*roots: Path) -> list[str]:
+    """Names of the boards under `roots`: folders with at least one entry."""
+    folders = (path for root in roots if root.is_dir() for path in root.iterdir())
+    return sorted({path.name for path in folders if path.name != "published" and any(path.glob("*.json"))})
+
+
+def board_roots() -> list[Path]:
+    """Folders of boards: the one new entries go to, then the one that came with an installation."""
+    return list(dict.fromkeys([leaderboard_root(), resource_root() / "leaderboards"]))
+
+
+def add(
+    run_dir: Path,
+    root: Path,
+    allow_incomplete: bool = False,
+    reported_by: str | None = None,
+    others: Sequence[Path] = (),
+) -> Path:
+    """Adds a run's entry to its board, replacing the one of the same method revision.
+
+    Args:
+        run_dir: Folder of a finished run.
+        root: Folder of all boards.
+        allow_incomplete: Whether a run without all of the protocol's images may enter.
+        reported_by: As for `entry_from_run`.
+        others: Further folders of boards whose entries the new one must be comparable with.
+
+    Returns:
+        The file written.
+
+    Raises:
+        UsageError: The board's entries have another protocol id, images are missing, or the run's
+            folder is not in order.
+    """
+    entry = entry_from_run(run_dir, reported_by)
+    path = entry_path(entry, root)
+    for part in (entry["protocol"], f"{entry['method']}@{entry['revision']}"):
+        if not SAFE_NAME.fullmatch(part):
+            raise UsageError(
+                f"{part!r} cannot name a leaderboard file: only letters, digits and . _ @ + = - are allowed."
+            )
+    folders = [folder / entry["protocol"] for folder in dict.fromkeys([root, *others])]
+    existing = read_entries(*folders) if any(any(folder.glob("*.json")) for folder in folders) else []
+    if existing and existing[0]["protocol_id"] != entry["protocol_id"]:
+        raise UsageError(
+            f"{run_dir} belongs to protocol id {entry['protocol_id']}, but the board {entry['protocol']!r} holds "
+            f"{existing[0]['protocol_id']}. Such rows are never ranked together: run again on the board's protocol."
+        )
+    if entry["images"] < entry["of"] and not allow_incomplete:
+        raise UsageError(
+            f"{run_dir} has {entry['images']} of the protocol's {entry['of']} images. Finish it with `bench run "
+            f"run_dir={run_dir}`, or give --allow-incomplete: the board then shows the coverage."
+        )
+    for name, metric in entry["metrics"].items():
+        for other in existing:
+            identity = other["metrics"].get(name, {}).get("identity", metric["identity"])
+            if identity != metric["identity"] and entry_path(other, root) != path:
+                raise UsageError(
+                    f"{name} is {metric['identity']!r} in {run_dir} but {identity!r} in the entry of "
+                    f"{other['method']}. "
+                    "Two numbers with different identities are never compared: score both with the same version."
+                )
+    write_json(path, entry)
+    return path
+
+
+def _identity_images(run_dir: Path, scores: Any) -> dict[str, int]:
+    """Images of each identity in the protocol, so that gaps of a run cannot pass for a smaller protocol."""
+    path = run_dir / "protocol.json"
+    images = json.loads(path.read_text(encoding="utf-8")).get("images") if path.is_file() else None
+    if images:
+        return dict(sorted(Counter(str(image["identity"]) for image in images).items()))
+    return _counts(scores.drop_duplicates("image_id"))
+
+
+def _counts(rows: Any) -> dict[str, int]:
+    return {str(who): int(count) for who, count in rows.groupby("identity", sort=True).size().items()}

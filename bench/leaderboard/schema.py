@@ -1,0 +1,123 @@
+"""What a leaderboard entry must hold; checked when one is written and when one is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from bench.errors import UsageError
+
+ENTRY_SCHEMA = 1
+
+Check = tuple[str, Callable[[Any], bool]]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _or_none(check: Check) -> Check:
+    return f"{check[0]} or null", lambda value: value is None or check[1](value)
+
+
+TEXT: Check = ("text", lambda value: isinstance(value, str))
+NAME: Check = ("text, not empty", lambda value: isinstance(value, str) and bool(value))
+COUNT: Check = ("a whole number of at least 0", _is_count)
+NUMBER: Check = ("a finite number", _is_number)
+DIRECTION: Check = ("true, false or null", lambda value: value is None or isinstance(value, bool))
+MAPPING: Check = ("an object", lambda value: isinstance(value, dict))
+
+ENTRY: dict[str, Check] = {
+    "schema": (str(ENTRY_SCHEMA), lambda value: value == ENTRY_SCHEMA),
+    "protocol": NAME,
+    "protocol_id": NAME,
+    "method": NAME,
+    "title": NAME,
+    "revision": NAME,
+    "seed": COUNT,
+    "images": COUNT,
+    "of": COUNT,
+    "identity_images": MAPPING,
+    "metrics": MAPPING,
+    "seconds_per_image": _or_none(NUMBER),
+    "peak_memory_mb": _or_none(NUMBER),
+    "parameters": _or_none(COUNT),
+    "hardware": MAPPING,
+    "versions": MAPPING,
+    "code_revision": _or_none(NAME),
+    "licence": _or_none(NAME),
+    "paper": _or_none(NAME),
+    "reported_by": NAME,
+    "created": NAME,
+}
+METRIC: dict[str, Check] = {
+    "identity": NAME,
+    "title": NAME,
+    "unit": TEXT,
+    "higher_is_better": DIRECTION,
+    "mean": _or_none(NUMBER),
+    "low": _or_none(NUMBER),
+    "high": _or_none(NUMBER),
+    "interval": _or_none(NAME),
+    "n": COUNT,
+    "of": COUNT,
+    "identities": COUNT,
+    "reason": _or_none(NAME),
+    "by_identity": MAPPING,
+}
+PERSON: dict[str, Check] = {"mean": NUMBER, "n": COUNT}
+
+
+def validate(entry: Any, where: str) -> None:
+    """Checks an entry strictly: every field, no other, and sums that agree.
+
+    Raises:
+        UsageError: The first thing that is wrong, with the file and the field.
+    """
+    _check_fields(entry, ENTRY, where, "")
+    for person, count in entry["identity_images"].items():
+        if not _is_count(count) or count == 0:
+            raise UsageError(f"{where}: identity_images.{person} must be a whole number above 0, got {count!r}.")
+    for name, metric in entry["metrics"].items():
+        field = f"metrics.{name}"
+        _check_fields(metric, METRIC, where, f"{field}.")
+        for person, cell in metric["by_identity"].items():
+            _check_fields(cell, PERSON, where, f"{field}.by_identity.{person}.")
+            if not 0 < cell["n"] <= entry["identity_images"].get(person, 0):
+                raise UsageError(f"{where}: {field}.by_identity.{person}.n must lie between 1 and its images.")
+        _check_sums(metric, where, field)
+
+
+def _check_fields(value: Any, checks: dict[str, Check], where: str, prefix: str) -> None:
+    if not isinstance(value, dict):
+        raise UsageError(f"{where}: {prefix.rstrip('.') or 'the entry'} must be an object, got {value!r:.80}.")
+    missing, unknown = [k for k in checks if k not in value], [k for k in value if k not in checks]
+    if missing or unknown:
+        found = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+        raise UsageError(f"{where}: {prefix.rstrip('.') or 'the entry'} {' and '.join(found)}.")
+    for key, (expected, check) in checks.items():
+        if not check(value[key]):
+            raise UsageError(f"{where}: {prefix}{key} must be {expected}, got {value[key]!r:.80}.")
+
+
+def _check_sums(metric: dict[str, Any], where: str, field: str) -> None:
+    people = metric["by_identity"].values()
+    if (
+        metric["n"] != sum(cell["n"] for cell in people)
+        or metric["identities"] != len(people)
+        or metric["n"] > metric["of"]
+    ):
+        raise UsageError(f"{where}: n, of and identities of {field} do not match its identities.")
+    if (metric["mean"] is None) != (not people):
+        raise UsageError(f"{where}: {field}.mean must be null exactly where there is no value.")
+    if metric["mean"] is None and not metric["reason"]:
+        raise UsageError(f"{where}: {field} has no value and no reason.")
+    if people:
+        mean = math.fsum(cell["mean"] for cell in people) / len(people)
+        if not math.isclose(mean, metric["mean"], rel_tol=1e-9, abs_tol=1e-12):
+            raise UsageError(f"{where}: {field}.mean is {metric['mean']}, but its identity means give {mean}.")

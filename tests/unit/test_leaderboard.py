@@ -1,0 +1,222 @@
+"""Entries and boards, from run folders to Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+
+import pandas as pd
+import pytest
+
+from bench.cli import leaderboard as verb
+from bench.errors import UsageError
+from bench.leaderboard.board import render_board, render_index
+from bench.leaderboard.entry import add, board_names, entry_from_run, read_entries, read_entry
+from bench.leaderboard.ranking import build_board
+from bench.leaderboard.schema import validate
+from bench.scores.statistics import holm, sign_flip_test
+from tests.unit.run_folders import PROTOCOL_ID, make_run, score_frame
+
+
+def cli(*words):
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return verb.run(parser.parse_args([str(word) for word in words]))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Four runs on one board."""
+    boards = tmp_path / "boards"
+    monkeypatch.setenv("BENCH_LEADERBOARDS", str(boards))
+    for method, shift, seed in (("input", 0, 0), ("copy_reference", 9, 1), ("refine@demo", 1.5, 2), ("other", 1.48, 3)):
+        run = make_run(tmp_path / "runs" / method, score_frame(method, shift, seed))
+        path = add(run, boards)
+        assert path.name == f"{method}@abc123def456.json"
+    return boards
+
+
+def test_entry_holds_what_paired_tests_need(tmp_path):
+    frame = score_frame(missing={("s29/6", "id")})
+    entry = entry_from_run(make_run(tmp_path / "run", frame), reported_by="somebody")
+    assert entry["reported_by"] == "somebody"
+    assert (entry["images"], entry["of"], entry["identity_images"]["s29"]) == (60, 60, 5)
+    identity = entry["metrics"]["id"]
+    assert (identity["n"], identity["of"], identity["by_identity"]["s29"]["n"]) == (59, 60, 4)
+    rows = frame[(frame.metric == "id") & (frame.identity == "s30")]
+    assert identity["by_identity"]["s30"] == {"mean": pytest.approx(rows.value.mean()), "n": 5}
+    assert entry["metrics"]["niqe"]["by_identity"] == {}
+    assert entry["metrics"]["niqe"]["reason"]
+    assert json.loads(json.dumps(entry)) == entry
+
+
+def test_edited_summary_is_refused(tmp_path):
+    run = make_run(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    summary["metrics"]["psnr"]["mean"] += 0.01
+    (run / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(UsageError, match="disagree on psnr"):
+        entry_from_run(run)
+
+
+def test_other_protocols_and_partial_runs_are_refused(root, tmp_path):
+    other = make_run(tmp_path / "other", score_frame("new", protocol_id="fedcba9876543210"))
+    with pytest.raises(UsageError, match=rf"fedcba9876543210.*{PROTOCOL_ID}"):
+        add(other, root)
+    frame = score_frame("partial", 1)
+    partial = make_run(tmp_path / "partial", frame[frame.image_id != "s29/6"], of=60)
+    with pytest.raises(UsageError, match="59 of the protocol's 60"):
+        add(partial, root)
+    assert add(partial, root, allow_incomplete=True).is_file()
+    rescored = score_frame("rescored")
+    rescored["metric_id"] = rescored["metric_id"].str.replace("@1", "@2")
+    with pytest.raises(UsageError, match="different identities are never compared"):
+        add(make_run(tmp_path / "rescored", rescored), root)
+    strange = score_frame("../../escape")
+    with pytest.raises(UsageError, match="cannot name"):
+        add(make_run(tmp_path / "strange", strange), root)
+    failed = make_run(tmp_path / "failed", score_frame("failed"), failed={"s29/6": "out of memory"})
+    with pytest.raises(UsageError, match="59 of the protocol's 60"):
+        add(failed, root)
+
+
+def test_ties_are_the_holm_corrected_exact_test(root):
+    board = build_board(read_entries(root / "orl_heavy"))
+    assert [entry["method"] for entry in board.entries[2:]] == ["copy_reference", "input"]
+    assert {entry["method"] for entry in board.entries[:2]} == {"refine@demo", "other"}
+    assert [column.name for column in board.absent] == ["niqe"]
+    expected, keys = [], list(board.comparisons)
+    for index, metric in keys:
+        best = next(i for (i, name), mark in board.marks.items() if name == metric and mark == "best")
+        a, b = (
+            pd.Series({k: v["mean"] for k, v in board.entries[i]["metrics"][metric]["by_identity"].items()})
+            for i in (best, index)
+        )
+        expected.append(sign_flip_test((a - b).to_numpy()))
+    for key, p in zip(keys, holm(expected), strict=True):
+        assert board.comparisons[key].p_adjusted == pytest.approx(p)
+        assert (board.marks.get(key) == "tied") == (p >= 0.05)
+    methods = [entry["method"] for entry in board.entries]
+    for metric in ("psnr", "id", "lmd"):
+        assert board.marks.get((methods.index("input"), metric)) is None, "input is worse"
+        assert (methods.index("copy_reference"), metric) not in board.marks, "copying is not ranked"
+        assert {board.marks.get((i, metric)) for i in (0, 1)} == {"best", "tied"}
+
+
+def test_direction_decides_the_best(root):
+    board = build_board(read_entries(root / "orl_heavy"))
+    for metric, choose in (("psnr", max), ("lmd", min)):
+        means = {
+            i: e["metrics"][metric]["mean"] for i, e in enumerate(board.entries) if e["method"] != "copy_reference"
+        }
+        assert board.marks[choose(means, key=means.get), metric] == "best"
+
+
+def test_identities_that_are_not_complete_do_not_enter_the_test(root, tmp_path):
+    add(make_run(tmp_path / "gaps", score_frame("gaps", 1.4, 5, missing={("s29/6", "id"), ("s30/6", "id")})), root)
+    board = build_board(read_entries(root / "orl_heavy"))
+    index = next(i for i, entry in enumerate(board.entries) if entry["method"] == "gaps")
+    assert (board.comparisons[index, "id"].n_identities, board.comparisons[index, "id"].n_images) == (10, 50)
+    assert board.comparisons[index, "psnr"].n_identities == 12
+    assert "(58/60)" in render_board(root / "orl_heavy")
+
+
+def test_markdown_is_deterministic_and_complete(root):
+    text = render_board(root / "orl_heavy")
+    assert text == render_board(root / "orl_heavy")
+    for needed in (
+        PROTOCOL_ID,
+        "PSNR (dB) ↑",
+        "Landmark distance (px) ↓",
+        "psnr@test@1",
+        "60 images of 12 identities",
+        "≈",
+        "**",
+    ):
+        assert needed in text
+    assert "IPS of `copy_reference` shows what copying scores" in text
+    assert "n/a (covariance does not exist below 192 px)" in text
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert table[0].count("|") == table[2].count("|")
+    assert f"[orl_heavy](orl_heavy/README.md) | `{PROTOCOL_ID}` | 60 | 12 |" in render_index(root)
+
+
+def test_missing_comparison_rows_are_named(tmp_path):
+    add(make_run(tmp_path / "run", score_frame("refine@demo", 1)), tmp_path / "boards")
+    text = render_board(tmp_path / "boards" / "orl_heavy")
+    assert "| `input` | not measured yet |" in text
+    assert "| `copy_reference` | not measured yet |" in text
+
+
+def test_render_check_finds_edits(root, capsys):
+    assert cli("render", "--check") == 1
+    assert cli("render") == 0
+    assert cli("render", "all", "--check") == 0
+    readme = root / "orl_heavy" / "README.md"
+    readme.write_text(readme.read_text().replace("0.3", "0.4", 1))
+    capsys.readouterr()
+    assert cli("render", "orl_heavy", "--check") == 1
+    assert "orl_heavy/README.md does not match" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="orl_heavy"):
+        cli("render", "orl_hevy")
+
+
+def test_show_and_add_from_the_command_line(root, tmp_path, capsys):
+    run = make_run(tmp_path / "new", score_frame("new", 1, 7))
+    assert cli("add", run, "--reported-by", "a lab") == 0
+    capsys.readouterr()
+    assert cli("render", "--check") == 0, "adding draws the board again"
+    assert cli("show", "orl_heavy") == 0
+    shown = capsys.readouterr().out
+    assert "new@abc123" in shown
+    assert PROTOCOL_ID in shown
+    assert cli("show", "orl_heavy", "--json") == 0
+    entries = json.loads(capsys.readouterr().out)["entries"]
+    assert len(entries) == 5
+    assert next(e for e in entries if e["method"] == "new")["reported_by"] == "a lab"
+    with pytest.raises(UsageError, match=r"no leaderboard 'nothing'.*orl_heavy"):
+        cli("show", "nothing")
+    assert board_names(root) == ["orl_heavy"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("schema",), 2, "schema must be 1"),
+        (("seed",), True, "seed must be a whole number"),
+        (("revision",), "", "revision must be text"),
+        (("extra",), 1, "unknown extra"),
+        (("metrics", "psnr", "mean"), 30.0, "identity means give"),
+        (("metrics", "psnr", "mean"), float("nan"), "finite"),
+        (("metrics", "psnr", "n"), 59, "do not match"),
+        (("metrics", "psnr", "by_identity", "s29"), {"mean": 1.0}, "lacks n"),
+        (("metrics", "psnr", "by_identity", "s29", "n"), 6, "between 1 and its images"),
+        (("metrics", "niqe", "reason"), None, "no value and no reason"),
+    ],
+)
+def test_schema_is_strict(tmp_path, path, value, message):
+    entry = entry_from_run(make_run(tmp_path / "run"))
+    validate(entry, "entry")
+    broken = copy.deepcopy(entry)
+    target = broken
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    with pytest.raises(UsageError, match=message):
+        validate(broken, "entry")
+    with pytest.raises(UsageError, match="lacks protocol_id"):
+        validate({k: v for k, v in entry.items() if k != "protocol_id"}, "entry")
+    with pytest.raises(UsageError, match="must be an object"):
+        validate([], "entry")
+
+
+def test_unreadable_and_misnamed_entries_are_said(root):
+    folder = root / "orl_heavy"
+    good = folder / "input@abc123def456.json"
+    (folder / "other@ffff.json").write_text(good.read_text())
+    with pytest.raises(UsageError, match="rename or remove"):
+        read_entries(folder)
+    good.write_text("{")
+    with pytest.raises(UsageError, match="Cannot read"):
+        read_entry(good)
