@@ -99,8 +99,8 @@ def _legend(board: Board) -> list[str]:
         f"identity means with its 95 % interval over identities ({', '.join(intervals) or 'none'}).",
         "",
         "- **Bold**: the best mean. **≈**: not shown to differ from the best (two-sided sign-flip test on identity "
-        f"means, Holm over the {len(board.comparisons)} comparisons of this board, α = .05). **?**: not tested, nothing "
-        "complete in common with the best. All others differ from the best.",
+        f"means, Holm over the {len(board.comparisons)} comparisons of this board, α = .05). **?**: not tested, "
+        "nothing complete in common with the best. All others differ from the best.",
         "- (n/N): scored images, where not all are; the tests then use the identities both rows have scored in full.",
         f"- `{INPUT}` is the degraded picture. IPS of `{COPY}` shows what copying scores: a method near it on IPS "
         f"may be copying, which ID tells apart. `{COPY}` takes no part in the ranking.",
