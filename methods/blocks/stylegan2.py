@@ -59,7 +59,8 @@ def biased_leaky_relu(features: Tensor, bias: Tensor, slope: float = 0.2) -> Ten
     """leaky_relu(x + bias) times sqrt(2), which keeps the variance; bias (C,), channels in dimension 1."""
     gain = math.sqrt(2)
     shape = (1, -1) + (1,) * (features.ndim - 2)
-    return F.leaky_relu(torch.add(bias.view(shape) * gain, features, alpha=gain), slope)
+    bias = (bias * gain).to(features.dtype).view(shape)
+    return F.leaky_relu(torch.add(bias, features, alpha=gain), slope)
 
 
 class FusedLeakyReLU(nn.Module):

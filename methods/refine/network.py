@@ -97,7 +97,8 @@ class MaskFusion(nn.Module):
 
     def forward(self, encoder: Tensor, decoder: Tensor) -> tuple[Tensor, Tensor]:
         """Fuses two (B, C, H, W) maps; returns the result and the mask (B, 1, H, W)."""
-        mask = torch.sigmoid(self._logit(encoder, decoder))
+        encoder = encoder.to(decoder.dtype)
+        mask = torch.sigmoid(self._logit(encoder, decoder)).to(decoder.dtype)
         return torch.lerp(decoder, encoder, mask), mask
 
     def _logit(self, encoder: Tensor, decoder: Tensor) -> Tensor:

@@ -189,3 +189,32 @@ def test_landmark_loss_is_zero_only_at_the_truth():
     # Far from the truth: |d| / side - beta / 2 on half of the coordinates.
     away = truth + torch.tensor([12.8, 0.0])
     assert landmark_loss(away, truth, 128).item() == pytest.approx((0.1 - 0.005) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("mask_kernel", [1, 3])
+def test_half_precision_runs_near_full_precision(inputs, mask_kernel):
+    network = build(mask_kernel=mask_kernel).float()
+    inputs = {name: tensor.float() for name, tensor in inputs.items()}
+    expected = network(**inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = network(**inputs)
+    mixed.float().square().mean().backward()
+    half = network.bfloat16()(**{name: tensor.bfloat16() for name, tensor in inputs.items()})
+    for image in (mixed, half):
+        assert (image.float() - expected).abs().mean() < 0.05 * expected.std()
+
+
+def test_channels_last_changes_nothing(inputs):
+    network = build()
+    expected = network(**inputs)
+    maps = {n: t.to(memory_format=torch.channels_last) if t.ndim == 4 else t for n, t in inputs.items()}
+    torch.testing.assert_close(network(**maps), expected)
+
+
+@torch.no_grad()
+def test_paper_size_restores_a_picture():
+    torch.manual_seed(0)
+    network = ReFineNetwork(512)
+    picture = torch.rand(1, 3, 512, 512) * 2 - 1
+    image = network(picture, picture, torch.ones(1, 1, 512, 512), F.normalize(torch.randn(1, 512)))
+    assert image.shape == picture.shape and torch.isfinite(image).all()
