@@ -136,3 +136,28 @@ def make_run(folder: Path, frame=None, pictures=False, protocol="orl_heavy", **f
             crop = orl(int(person), int(index)).crop((0, 10, 92, 102)).resize((128, 128), Image.Resampling.BICUBIC)
             crop.filter(ImageFilter.GaussianBlur(0.8)).save(target)
     return folder
+
+
+class OrlPictures:
+    """Pictures of a run folder made here, as the report reads them; `colour` tints them."""
+
+    def __init__(self, run_dir: Path, colour: bool = False) -> None:
+        self.run_dir, self.colour = run_dir, colour
+
+    def truth(self, image_id):
+        person, index = (int(part) for part in image_id[1:].split("/"))
+        picture = orl(person, index).crop((0, 10, 92, 102)).resize((128, 128), Image.Resampling.BICUBIC)
+        return self._tinted(np.asarray(picture))
+
+    def lq(self, image_id):
+        picture = Image.fromarray(self.truth(image_id)).filter(ImageFilter.GaussianBlur(4))
+        return np.asarray(picture)
+
+    def restored(self, image_id):
+        return np.asarray(Image.open(self.run_dir / "restored" / f"{image_id}.png").convert("RGB"))
+
+    def references(self, image_id):
+        return [self.truth(f"{image_id.split('/')[0]}/{index}") for index in range(1, 6)]
+
+    def _tinted(self, pixels):
+        return (pixels * np.array([1.0, 0.8, 0.6])).astype(np.uint8) if self.colour else pixels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -14,7 +15,8 @@ from bench.errors import UsageError
 from bench.leaderboard.board import render_board, render_index
 from bench.leaderboard.entry import add, board_names, entry_from_run, read_entries, read_entry
 from bench.leaderboard.ranking import build_board
-from bench.leaderboard.schema import validate
+from bench.leaderboard.schema import ENTRY, METRIC, validate
+from bench.paths import resource_root
 from bench.scores.statistics import holm, sign_flip_test
 from tests.unit.run_folders import PROTOCOL_ID, make_run, score_frame
 
@@ -220,3 +222,10 @@ def test_unreadable_and_misnamed_entries_are_said(root):
     good.write_text("{")
     with pytest.raises(UsageError, match="Cannot read"):
         read_entry(good)
+
+
+def test_the_documented_fields_are_the_checked_ones():
+    text = (resource_root() / "leaderboards" / "ENTRY.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert documented == {*ENTRY, *METRIC}
