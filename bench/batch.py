@@ -68,6 +68,15 @@ class FaceBatch:
         }
         return replace(self, **moved)
 
+    def row(self, position: int) -> FaceBatch:
+        """One picture of the batch as a batch of its own."""
+        chosen = {
+            field.name: value[position : position + 1]
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return replace(self, **chosen)
+
     def for_restoration(self) -> FaceBatch:
         """Copy without anything that comes from the ground truth."""
         return replace(self, gt=None, landmarks=None, reference_landmarks=None, degradation=None)

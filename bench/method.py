@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import torch
+import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor
 
@@ -73,9 +76,43 @@ class RestorationMethod(LightningModule):
         """
         raise NotImplementedError
 
-    def predict_step(self, batch: FaceBatch, *_: Any) -> Tensor:
-        """Restores one batch for `Trainer.predict`; the ground truth is taken away first."""
-        return self.restore(batch.for_restoration()).clamp(0.0, 1.0)
+    def restore_at_native_size(self, batch: FaceBatch) -> Tensor:
+        """`restore` with the pictures brought to the network's size, and the result brought back.
+
+        Args:
+            batch: As for `restore`, at the protocol's size.
+
+        Returns:
+            Restored pictures at the protocol's size, (B, 3, H, W) in [0, 1].
+        """
+        height, width = batch.lq.shape[-2:]
+        side = self.native_size
+        if side is None or (height, width) == (side, side):
+            return self.restore(batch).clamp(0.0, 1.0)
+        count, most = batch.reference_mask.shape
+        references = _resized(batch.references.flatten(0, 1), (side, side)).view(count, most, 3, side, side)
+        resized = replace(batch, lq=_resized(batch.lq, (side, side)), references=references)
+        return _resized(self.restore(resized), (height, width)).clamp(0.0, 1.0)
+
+    def predict_step(self, batch: FaceBatch, *_: Any) -> list[tuple[Tensor | Exception, float]]:
+        """Restores one batch for `Trainer.predict`; the ground truth is taken away first.
+
+        Returns:
+            For each picture the result, or the exception that stopped it, and the seconds it took. A
+            picture that fails takes no other with it: the batch is then tried one by one.
+        """
+        if not len(batch):
+            return []
+        started = time.perf_counter()
+        try:
+            with torch.inference_mode():
+                restored = self.restore_at_native_size(batch.for_restoration()).float().cpu()
+        except Exception as error:
+            if len(batch) == 1:
+                return [(error, time.perf_counter() - started)]
+            return [result for row in range(len(batch)) for result in self.predict_step(batch.row(row))]
+        seconds = (time.perf_counter() - started) / len(batch)
+        return [(picture, seconds) for picture in restored]
 
     def transfer_batch_to_device(self, batch: FaceBatch, device: Any, dataloader_idx: int) -> FaceBatch:
         """Moves a `FaceBatch`, which Lightning does not know how to move."""
@@ -88,3 +125,9 @@ class RestorationMethod(LightningModule):
     def load_weights_state(self, state: dict[str, Tensor]) -> None:
         """Loads what `weights_state` returned; every key must match."""
         self.load_state_dict(state, strict=True)
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    if not images.numel():
+        return images.new_zeros((*images.shape[:-2], *size))
+    return F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0.0, 1.0)

@@ -7,6 +7,7 @@ candidate box of the face voting by its confidence, they move by 0.3 px, at six 
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,7 @@ VOTE_SCORE_THRESHOLD = 0.3
 VOTE_OVERLAP = 0.5
 
 _MIRRORED_ORDER = [1, 0, 2, 4, 3]
+_found_points: dict[bytes, np.ndarray | None] = {}
 
 
 class Face(NamedTuple):
@@ -81,6 +83,15 @@ def detect_main_face(image: np.ndarray) -> Face | None:
     """The largest face of a picture (see `detect_faces`), or None."""
     faces = detect_faces(image, refine=False)
     return faces[0]._replace(points=_refined_points(image, faces[0])) if faces else None
+
+
+def main_face_points(image: np.ndarray) -> np.ndarray | None:
+    """Landmarks of the largest face, (5, 2), or None; computed once per picture and process."""
+    key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+    if key not in _found_points:
+        face = detect_main_face(image)
+        _found_points[key] = None if face is None else face.points
+    return _found_points[key]
 
 
 def detector_identity() -> str:

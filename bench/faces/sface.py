@@ -101,6 +101,12 @@ class SFace(nn.Module):
         """Nothing to load: the frozen weights come from the catalogue."""
 
 
+@cache
+def shared_sface() -> SFace:
+    """One SFace on the CPU per process, for scoring."""
+    return SFace()
+
+
 def crop_faces(images: Tensor, points: Tensor, size: int = INPUT_SIZE) -> Tensor:
     """Crops faces by the similarity that brings five points nearest to the ArcFace template.
 

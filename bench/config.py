@@ -1,0 +1,217 @@
+"""Configuration: the only module that calls Hydra.
+
+`compose` turns the words of the command line into one plain dictionary; everything else in the
+project sees built-in types and dataclasses only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.errors import UsageError, unknown_name
+from bench.paths import resource_root
+from bench.registry import data_folders, method_targets
+
+GROUPS = ("method", "data", "metrics", "trainer")
+PATH_KEYS = ("run_dir", "data.root", "method.root", "method.weights")
+
+
+def group_choices(group: str) -> dict[str, Path]:
+    """Names of a configuration group and the files behind them."""
+    folders = data_folders() if group == "data" else [resource_root() / "configs" / group]
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def read_preset(group: str, name: str) -> dict[str, Any]:
+    """Reads one file of a group that is not composed, such as a degradation preset.
+
+    Raises:
+        UsageError: There is no such file.
+    """
+    path = resource_root() / "configs" / group / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown_name(f"{group} preset", name, [p.stem for p in path.parent.glob("*.yaml")])
+    content: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+    return content
+
+
+def _split(word: str) -> tuple[str, str]:
+    key, separator, value = word.partition("=")
+    if not separator or not re.fullmatch(r"[+~]{0,2}[A-Za-z_][\w./@-]*", key):
+        raise UsageError(f"Cannot understand {word!r}: expected key=value, for instance method=refine.")
+    return key.lstrip("+~"), value
+
+
+def _is_path(key: str, value: str) -> bool:
+    if value in ("", "null"):
+        return False
+    return key in PATH_KEYS or (("/" in value or "\\" in value) and Path(value).expanduser().exists())
+
+
+def _quoted(word: str) -> str:
+    """Quotes a path for Hydra's grammar, in which commas, `=`, brackets and blanks mean something."""
+    key, value = _split(word)
+    if _is_path(key, value):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'{word.partition("=")[0]}="{escaped}"'
+    return word
+
+
+def expand_sweep(words: list[str]) -> list[list[str]]:
+    """Every combination of the comma lists in `words`, as overrides of single jobs.
+
+    Raises:
+        UsageError: A word is not key=value.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    axes: list[list[str]] = []
+    for word in words:
+        key, _ = _split(word)
+        try:
+            override = OverridesParser.create().parse_override(_quoted(word))
+        except HydraException as error:
+            raise UsageError(f"Cannot understand {word!r}: {error}") from error
+        if override.is_sweep_override():
+            axes.append([f"{word.partition('=')[0]}={value}" for value in override.sweep_string_iterator()])
+        else:
+            axes.append([word])
+    return [list(job) for job in itertools.product(*axes)]
+
+
+def compose(config: str, words: list[str]) -> dict[str, Any]:
+    """Composes `configs/<config>.yaml` with overrides.
+
+    Args:
+        config: "run" or "train".
+        words: `key=value` words of the command line. Existing paths need no quoting.
+
+    Returns:
+        The configuration as built-in types, with the degradation preset in its place.
+
+    Raises:
+        UsageError: Unknown group choice or key (with the nearest names), or a comma list without -m.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    given = dict(_split(word) for word in words)
+    for group in GROUPS:
+        choices: Any = group_choices(group)
+        if group == "method":
+            choices = {**choices, **method_targets()}
+        if group in given and given[group] not in choices and "," not in given[group]:
+            raise unknown_name({"data": "data set", "metrics": "metric set"}.get(group, group), given[group], choices)
+    if "method" not in given:
+        raise UsageError(f"Which method? Add method=NAME, one of: {', '.join(method_targets())}.")
+    store = ConfigStore.instance()
+    inside = resource_root() / "configs"
+    for name, path in group_choices("data").items():
+        if path.parent != inside / "data":
+            store.store(group="data", name=name, node=OmegaConf.create(yaml.safe_load(path.read_text("utf-8"))))
+    if given["method"] not in group_choices("method"):
+        store.store(group="method", name=given["method"], node=OmegaConf.create({"name": given["method"]}))
+    words = [expanded for word in words for expanded in _into_sizes(word, given["method"])]
+    overrides = [_quoted(word) for word in words]
+    try:
+        for word, override in zip(words, overrides, strict=True):
+            if OverridesParser.create().parse_override(override).is_sweep_override():
+                raise UsageError(f"{word!r} lists several values. Add -m to run them all, or write [a,b] for a list.")
+        with initialize_config_dir(version_base="1.3", config_dir=str(inside)):
+            composed = hydra_compose(config_name=config, overrides=overrides)
+        plain: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error, config, given) from error
+    if isinstance(plain["data"].get("degradation"), str):
+        plain["data"]["degradation"] = read_preset("degradation", plain["data"]["degradation"])
+    settings: dict[str, Any] = plain
+    return settings
+
+
+def _into_sizes(word: str, method: str) -> list[str]:
+    """`method.losses.cycle=0` means that key in every size of the method that has it."""
+    key, value = _split(word)
+    path = group_choices("method").get(method)
+    if not key.startswith("method.") or path is None:
+        return [word]
+    content = yaml.safe_load(path.read_text("utf-8"))
+    parts = key.split(".")[1:]
+    if parts[0] in content:
+        return [word]
+    sizes = [name for name, own in (content.get("sizes") or {}).items() if _has(own, parts)]
+    return [f"method.sizes.{name}.{'.'.join(parts)}={value}" for name in sizes] or [word]
+
+
+def _has(content: Any, parts: list[str]) -> bool:
+    for part in parts:
+        if not isinstance(content, dict) or part not in content:
+            return False
+        content = content[part]
+    return True
+
+
+def _explained(error: Exception, config: str, given: dict[str, str]) -> UsageError:
+    """A message without Hydra's words; for an unknown key, the nearest known ones."""
+    known = _known_keys(config, given)
+    roots = {key.partition(".")[0] for key in known}
+    for key in given:
+        if key not in known and key not in GROUPS:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+            hint = f"Did you mean {' or '.join(near)}?" if near else f"Known at the top: {', '.join(sorted(roots))}."
+            return UsageError(f"Unknown key {key!r}. {hint}")
+    return UsageError(f"The configuration is not valid: {str(error).splitlines()[0]}")
+
+
+def _known_keys(config: str, given: dict[str, str]) -> list[str]:
+    def flatten(prefix: str, value: Any) -> list[str]:
+        if not isinstance(value, dict) or not value:
+            return [prefix]
+        return [prefix, *(name for key, own in value.items() for name in flatten(f"{prefix}.{key}", own))]
+
+    top = yaml.safe_load((resource_root() / "configs" / f"{config}.yaml").read_text("utf-8"))
+    defaults = {k: v for entry in top.pop("defaults") if isinstance(entry, dict) for k, v in entry.items()}
+    keys = [key for name, value in top.items() for key in flatten(name, value)]
+    for group, default in defaults.items():
+        path = group_choices(group).get(given.get(group, default))
+        content = yaml.safe_load(path.read_text("utf-8")) if path else {}
+        if group == "trainer":
+            content |= yaml.safe_load((resource_root() / "configs/trainer/default.yaml").read_text("utf-8"))
+        for own in (content.pop("sizes", None) or {}).values():
+            content = {**own, **content}
+        keys += [key for name, value in content.items() for key in flatten(f"{group}.{name}", value)]
+    return keys
+
+
+def method_settings(method: dict[str, Any], size: str | None) -> dict[str, Any]:
+    """Settings of one size of a method: what is common, with that size's own values merged in.
+
+    Args:
+        method: The composed `method` group.
+        size: Name of the size; None for a method without sizes.
+
+    Raises:
+        UsageError: The method has no such size.
+    """
+    settings = {key: value for key, value in method.items() if key != "sizes"}
+    sizes = method.get("sizes") or {}
+    if sizes:
+        if size not in sizes:
+            raise unknown_name(f"size of {method['name']}", str(size), sizes)
+        settings |= sizes[size]
+    return settings | {"size": size if sizes else None}

@@ -1,0 +1,162 @@
+"""Training samples: an endless stream in which sample number n is always the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from bench.batch import FaceBatch
+from bench.data.augmentation import AugmentationSettings, PairAugmentation
+from bench.errors import MissingError
+from bench.image import read_image
+from bench.protocol.alignment import warp
+from bench.protocol.card import data_root, list_photos, load_card, split_identities
+from bench.protocol.protocol import DataSettings, PhotoAligner, ProtocolPhoto
+from bench.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class TrainingPhoto:
+    """A photograph to train on."""
+
+    identity: str
+    photo: ProtocolPhoto
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How training samples are drawn.
+
+    Attributes:
+        batch_size: Samples per process and step.
+        references: References per sample, drawn from the person's other photographs.
+        seed: Seed of the stream.
+        size: Side the pictures are trained at; None for the protocol's.
+        augmentation: Keyword arguments of `AugmentationSettings`.
+    """
+
+    batch_size: int = 8
+    references: int = 1
+    seed: int = 0
+    size: int | None = None
+    augmentation: dict[str, Any] = field(default_factory=dict)
+
+
+class TrainingPairs(IterableDataset[FaceBatch]):
+    """Batches of degraded ground truth with references of the same person.
+
+    Sample n of rank r depends on the seed, n and r alone, so that a training which resumes after k
+    batches goes on exactly where it stopped by starting the stream at k.
+
+    Args:
+        data: Data configuration; its split is replaced by the training identities.
+        settings: How samples are drawn.
+        rank: This process.
+        world_size: Number of processes.
+        first_batch: Batches already trained on.
+
+    Raises:
+        MissingError: The data set is absent or has no training identity with two photographs.
+    """
+
+    def __init__(
+        self,
+        data: DataSettings,
+        settings: TrainingSettings,
+        rank: int = 0,
+        world_size: int = 1,
+        first_batch: int = 0,
+        split: str = "train",
+    ) -> None:
+        self.data, self.settings = data, settings
+        self.rank, self.world_size, self.first_batch = rank, world_size, first_batch
+        self.size = settings.size or data.size
+        card = load_card(data.card)
+        self.root: Path = data_root(card, data.root)
+        photos = list_photos(card, self.root)
+        chosen = set(split_identities(card, sorted({photo.identity for photo in photos}))[split])
+        aligner = PhotoAligner(card, self.root, self.size)
+        self.people: dict[str, list[TrainingPhoto]] = {}
+        for photo in photos:
+            if photo.identity in chosen:
+                aligned = aligner.align(photo)
+                if aligned.points is not None:
+                    self.people.setdefault(photo.identity, []).append(TrainingPhoto(photo.identity, aligned))
+        self.people = {name: own for name, own in self.people.items() if len(own) > settings.references}
+        if not self.people:
+            raise MissingError(f"{self.root} has no {split} identity with {settings.references + 1} photographs.")
+        self.photos = [photo for own in self.people.values() for photo in own]
+        self.pipeline = _pipeline(data, self.size)
+        self.augment = PairAugmentation(AugmentationSettings(**settings.augmentation))
+        self._picture = lru_cache(maxsize=2000)(self._read)
+
+    def _read(self, path: str, position: int) -> Tensor:
+        photo = self.photos[position].photo
+        crop = warp(read_image(self.root / path), photo.matrix, self.size)
+        return torch.from_numpy(crop).permute(2, 0, 1).contiguous()
+
+    def _load(self, position: int) -> tuple[Tensor, Tensor]:
+        photo = self.photos[position].photo
+        points = torch.from_numpy(np.asarray(photo.points)).float()
+        return self._picture(photo.path, position).float().div(255), points
+
+    def sample(self, number: int) -> tuple[Tensor, Tensor, str, str]:
+        """Ground truth and references of sample `number`: (1+R, 3, S, S), points, identity, image id."""
+        rng = np.random.default_rng(derive_seed(self.settings.seed, "training sample", number))
+        target = int(rng.integers(len(self.photos)))
+        identity = self.photos[target].identity
+        others = [i for i, photo in enumerate(self.photos) if photo.identity == identity and i != target]
+        chosen = rng.choice(others, size=self.settings.references, replace=False)
+        loaded = [self._load(int(position)) for position in (target, *chosen)]
+        images, points = self.augment(
+            torch.stack([image for image, _ in loaded]), torch.stack([own for _, own in loaded]), rng
+        )
+        return images, points, identity, self.photos[target].photo.path
+
+    def batch(self, step: int) -> FaceBatch:
+        """The batch of one step on this rank."""
+        size = self.settings.batch_size
+        start = (step * self.world_size + self.rank) * size
+        numbers = range(start, start + size)
+        samples = [self.sample(number) for number in numbers]
+        gt = torch.stack([images[0] for images, *_ in samples])
+        seeds = [derive_seed(self.settings.seed, "training degradation", number) for number in numbers]
+        theta = self.pipeline.sample(seeds, (self.size, self.size))
+        with torch.no_grad():
+            lq = self.pipeline.apply(gt, theta)
+        references = torch.stack([images[1:] for images, *_ in samples])
+        return FaceBatch(
+            lq=lq,
+            references=references,
+            reference_mask=torch.ones(references.shape[:2], dtype=torch.bool),
+            image_ids=[path for *_, path in samples],
+            identities=[identity for *_, identity, _ in samples],
+            seeds=seeds,
+            gt=gt,
+            landmarks=torch.stack([points[0] for _, points, *_ in samples]),
+            reference_landmarks=torch.stack([points[1:] for _, points, *_ in samples]),
+            degradation=theta,
+        )
+
+    def __iter__(self) -> Iterator[FaceBatch]:
+        """Endless batches, from `first_batch` on; workers take turns."""
+        worker = torch.utils.data.get_worker_info()
+        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        step = self.first_batch + offset
+        while True:
+            yield self.batch(step)
+            step += stride
+
+
+def _pipeline(data: DataSettings, size: int) -> Any:
+    from dataclasses import replace
+
+    return replace(data, size=size).pipeline()

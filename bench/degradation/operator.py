@@ -1,0 +1,76 @@
+"""What every degradation operator implements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from bench.errors import UsageError
+
+Parameters = dict[str, Any]
+
+
+class Operator:
+    """One step of a degradation: samples its parameters first, applies them second.
+
+    A subclass sets `name` and `version` (raised whenever its output changes), takes its ranges as
+    keyword arguments, and implements `sample`, `apply` and, where a range is a length in pixels,
+    `scaled`. Pictures are (3, H, W) RGB in [0, 1]; those of one call may differ in size.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    def scaled(self, factor: float) -> Operator:
+        """The operator for pictures whose side is `factor` times the one its ranges are written for."""
+        return self
+
+    def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
+        """Draws parameters for one picture.
+
+        Args:
+            rng: The picture's own generator.
+            size: (H, W) of the picture when the degradation starts.
+
+        Returns:
+            Built-in numbers and strings only, so that the record can be written as JSON.
+        """
+        raise NotImplementedError
+
+    def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
+        """Applies each picture's parameters to it; differentiable in the pictures."""
+        raise NotImplementedError
+
+
+def check_range(operator: str, name: str, value: Sequence[float], low: float = 0.0) -> tuple[float, float]:
+    """Returns a range as two floats.
+
+    Raises:
+        UsageError: Not two numbers, upside down, or below `low`.
+    """
+    try:
+        first, last = (float(part) for part in value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{operator}.{name} must be two numbers [low, high], got {value!r}.") from error
+    if not low <= first <= last:
+        raise UsageError(f"{operator}.{name} must be [low, high] with {low} <= low <= high, got {list(value)}.")
+    return first, last
+
+
+def by_shape(images: Sequence[Tensor], work: Callable[[list[int]], Tensor]) -> list[Tensor]:
+    """Runs `work` once for each group of equally sized pictures and puts the results back in order.
+
+    Args:
+        images: Pictures, (3, H, W) each.
+        work: Takes the positions of one group and returns its results, stacked in the same order.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for position, image in enumerate(images):
+        groups.setdefault(tuple(image.shape), []).append(position)
+    results: dict[int, Tensor] = {}
+    for positions in groups.values():
+        results.update(zip(positions, work(positions).unbind(0), strict=True))
+    return [results[position] for position in range(len(images))]

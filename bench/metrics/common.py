@@ -1,0 +1,49 @@
+"""Small parts shared by several metrics."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from typing import TYPE_CHECKING
+
+from bench.metrics.metric import Score
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+    from torch import Tensor
+
+
+def version(distribution: str) -> str:
+    """Version of an installed distribution, or "absent"."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def scores(values: Iterable[float], reason: str = "the value is not a finite number") -> list[Score]:
+    """Scores from numbers; those that are not finite become None with the reason."""
+    return [Score(value) if math.isfinite(value) else Score(None, reason) for value in map(float, values)]
+
+
+def luma(images: Tensor) -> Tensor:
+    """Full-range BT.601 luma, 0.299 R + 0.587 G + 0.114 B, as pyiqa's Y (BasicSR's runs from 16 to 235).
+
+    Args:
+        images: (B, 3, H, W) RGB in [0, 1].
+
+    Returns:
+        (B, 1, H, W) in [0, 1]. A grey picture is its own luma.
+    """
+    weights = images.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True)
+
+
+def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Row-wise cosines of unit vectors: two (N, D) arrays to (N,), kept within [-1, 1]."""
+    import numpy as np
+
+    products: np.ndarray = np.clip((first * second).sum(axis=1), -1.0, 1.0)
+    return products

@@ -1,0 +1,175 @@
+"""Whether the restored face is the right person's.
+
+Faces are cut by the ground truth's committed landmarks for every method, the degraded input included,
+so that no method is scored on the easy pictures alone. The judge (`bench.faces.dlib_judge`) serves no
+method's loss, conditioning or checkpoint selection.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from bench.metrics.common import cosines, scores
+from bench.metrics.metric import Metric, Score, ScoringBatch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NO_FACE = "no face detected"
+_JUDGE_LICENCE = "BSL-1.0 (dlib); CC0-1.0 (weights)"
+_TRUTH_POINTS = "crops by the ground truth's landmarks"
+
+
+class _Judged(Metric):
+    higher_is_better: ClassVar[bool | None] = True
+    licence: ClassVar[str] = _JUDGE_LICENCE
+
+    def unavailable(self) -> str | None:
+        """Whether dlib or the judge's weights are absent."""
+        from bench.faces import dlib_judge
+
+        return dlib_judge.unavailable()
+
+
+class Identity(_Judged):
+    """ID: centred cosine of the judge's descriptors of the restored face and of the ground truth."""
+
+    name = "id"
+    title = "ID"
+    needs = ("truth", "landmarks")
+
+    @property
+    def identity(self) -> str:
+        """Identity string."""
+        from bench.faces.dlib_judge import judge_identity
+
+        return f"id@{judge_identity()}@cosine with the ground truth, {_TRUTH_POINTS}"
+
+    def score(self, batch: ScoringBatch) -> list[Score]:
+        """Cosine in [-1, 1]; 1 for the ground truth itself."""
+        from bench.faces import dlib_judge
+
+        truth, landmarks = _truth(batch)
+        return scores(cosines(dlib_judge.embed(batch.restored, landmarks), dlib_judge.embed(truth, landmarks)).tolist())
+
+
+class IdentityWithReferences(_Judged):
+    """IPS (ReFine): centred cosine of the restored face with each reference, averaged over them."""
+
+    name = "ips"
+    title = "IPS"
+    needs = ("references", "landmarks")
+
+    @property
+    def identity(self) -> str:
+        """Identity string."""
+        from bench.faces.dlib_judge import judge_identity
+
+        return f"ips@{judge_identity()}@mean cosine with the references, {_TRUTH_POINTS} and the references' own"
+
+    def score(self, batch: ScoringBatch) -> list[Score]:
+        """Mean cosine in [-1, 1]."""
+        import numpy as np
+
+        from bench.faces import dlib_judge
+
+        if batch.landmarks is None or batch.reference_landmarks is None:
+            return [Score(None, "needs the landmarks of the references")] * len(batch)
+        restored = dlib_judge.embed(batch.restored, batch.landmarks)
+        found = []
+        rows = zip(restored, batch.references, batch.reference_landmarks, strict=True)
+        for embedding, references, points in rows:
+            if not len(references):
+                found.append(Score(None, "no references"))
+                continue
+            others = dlib_judge.embed(references, list(points))
+            found.append(scores([float(np.mean(cosines(embedding[None], others)))])[0])
+        return found
+
+
+class IdentityDetected(_Judged):
+    """ID on the restored picture's own detection: what a user would see, null where no face is found."""
+
+    name = "id_detected"
+    title = "ID (own detection)"
+    licence = f"{_JUDGE_LICENCE}; MIT (YuNet)"
+    needs = ("truth", "landmarks")
+
+    @property
+    def identity(self) -> str:
+        """Identity string."""
+        from bench.faces.detector import detector_identity
+        from bench.faces.dlib_judge import judge_identity
+
+        return f"id_detected@{judge_identity()}@{detector_identity()}@cosine, ground truth by its landmarks"
+
+    def unavailable(self) -> str | None:
+        """Whether dlib, the judge's weights or the detector's are absent."""
+        from bench.weights import catalogue
+
+        return super().unavailable() or catalogue.missing("yunet")
+
+    def score(self, batch: ScoringBatch) -> list[Score]:
+        """Cosine in [-1, 1]."""
+        from bench.faces import dlib_judge
+        from bench.faces.detector import main_face_points
+
+        truth, landmarks = _truth(batch)
+        points = [main_face_points(picture) for picture in batch.restored]
+        seen = [index for index, place in enumerate(points) if place is not None]
+        restored = dlib_judge.embed(
+            [batch.restored[index] for index in seen], [place for place in points if place is not None]
+        )
+        expected = dlib_judge.embed([truth[index] for index in seen], [landmarks[index] for index in seen])
+        found = dict(zip(seen, scores(cosines(restored, expected).tolist()), strict=True))
+        return [found.get(index, Score(None, NO_FACE)) for index in range(len(batch))]
+
+
+class IdentitySFace(Metric):
+    """ID by SFace. Not for claims: methods train on it and are conditioned by it."""
+
+    name = "id_sface"
+    title = "ID (SFace, not for claims)"
+    higher_is_better: ClassVar[bool | None] = True
+    licence = "Apache-2.0"
+    needs = ("truth", "landmarks")
+
+    @property
+    def identity(self) -> str:
+        """Identity string."""
+        from bench.weights import catalogue
+
+        return (
+            f"id_sface@sface(own torch port 1, weights {catalogue.short_hash('sface')} dequantised)"
+            f"@RGB 112 px ArcFace crop, bilinear, {_TRUTH_POINTS}@cosine with the ground truth"
+        )
+
+    def unavailable(self) -> str | None:
+        """Whether SFace's weights or the package that reads them are absent."""
+        import importlib.util
+
+        from bench.weights import catalogue
+
+        if importlib.util.find_spec("onnx") is None:
+            return 'needs the Python package onnx; install it with: pip install "face-restoration-bench[demo]"'
+        return catalogue.missing("sface")
+
+    def score(self, batch: ScoringBatch) -> list[Score]:
+        """Cosine in [-1, 1]."""
+        import torch
+
+        from bench.faces.sface import crop_faces, shared_sface
+
+        _, landmarks = _truth(batch)
+        points = torch.from_numpy(landmarks)
+        network = shared_sface()
+        with torch.inference_mode():
+            restored = network(crop_faces(batch.restored_tensor, points)).double()
+            truth = network(crop_faces(batch.truth_tensor, points)).double()
+        return scores((restored * truth).sum(dim=1).clamp(-1.0, 1.0).tolist())
+
+
+def _truth(batch: ScoringBatch) -> tuple[np.ndarray, np.ndarray]:
+    if batch.truth is None or batch.landmarks is None:
+        raise ValueError("this metric needs the ground truth and its landmarks")
+    return batch.truth, batch.landmarks

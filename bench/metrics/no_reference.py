@@ -1,0 +1,73 @@
+"""Quality without a ground truth."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from bench.metrics.common import scores, version
+from bench.metrics.metric import Metric, Score, ScoringBatch
+
+NIQE_SMALLEST = 192
+_INSTALL = 'install it with: pip install "face-restoration-bench[iqa]"'
+
+
+class Niqe(Metric):
+    """NIQE (Mittal et al. 2013), computed by pyiqa with the authors' parameters as BasicSR ships them.
+
+    Null below 192 px: NIQE fits a covariance over blocks of 96 px, and one row of blocks leaves too few to have one.
+    Read it with care elsewhere: added noise makes it better.
+    """
+
+    name = "niqe"
+    title = "NIQE"
+    higher_is_better: ClassVar[bool | None] = False
+    licence = "PolyForm-Noncommercial-1.0.0 (pyiqa); Apache-2.0 (parameters, BasicSR)"
+    needs = ()
+
+    @property
+    def identity(self) -> str:
+        """Identity string."""
+        from bench.weights import catalogue
+
+        return (
+            f"niqe@pyiqa {version('pyiqa')}@parameters {catalogue.short_hash('niqe_pris')}"
+            f"@Y BT.601 full range 0-255 rounded, blocks of 96 px, at least {NIQE_SMALLEST} px"
+        )
+
+    def unavailable(self) -> str | None:
+        """Whether pyiqa or the parameters are absent."""
+        from bench.weights import catalogue
+
+        if version("pyiqa") == "absent":
+            return f"needs the Python package pyiqa; {_INSTALL}"
+        return catalogue.missing("niqe_pris")
+
+    def score(self, batch: ScoringBatch) -> list[Score]:
+        """NIQE of every picture, each on its own."""
+        if min(batch.restored.shape[1:3]) < NIQE_SMALLEST:
+            height, width = batch.restored.shape[1:3]
+            reason = (
+                f"NIQE needs at least {NIQE_SMALLEST} px, these pictures have {width}x{height}: "
+                "with so few blocks its covariance does not exist, and noise would improve it"
+            )
+            return [Score(None, reason)] * len(batch)
+        import numpy as np
+        import torch
+        from pyiqa.archs.niqe_arch import niqe
+
+        from bench.metrics.common import luma
+        from bench.weights import catalogue
+
+        with np.load(catalogue.locate("niqe_pris"), allow_pickle=False) as stored:
+            mean = torch.from_numpy(stored["mu_pris_param"]).double().reshape(1, -1)
+            covariance = torch.from_numpy(stored["cov_pris_param"]).double().unsqueeze(0)
+        pictures = (luma(batch.restored_tensor.double()) * 255.0).round()
+        found = []
+        for picture in pictures:
+            try:
+                value = float(niqe(picture.unsqueeze(0), mean, covariance))
+            except (RuntimeError, ValueError) as error:
+                found.append(Score(None, f"NIQE could not be computed: {error}"))
+            else:
+                found.extend(scores([value], "NIQE is not finite: the picture is flat"))
+        return found

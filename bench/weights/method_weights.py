@@ -1,0 +1,75 @@
+"""Finds, reads and writes the weights files of methods (safetensors)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import MissingError, UsageError
+from bench.files import atomic_path, sha256_file
+from bench.paths import bench_home
+from bench.registry import method_targets
+
+if TYPE_CHECKING:
+    from bench.method import RestorationMethod
+
+
+def weights_path(method: str, size: str, given: str | None = None) -> Path | None:
+    """Where the weights of a method's size are, or None.
+
+    Looked up in this order: `given` (the key `method.weights`), `<bench home>/weights/<method>_<size>`,
+    the method's own folder.
+
+    Raises:
+        MissingError: `given` is not a file.
+    """
+    if given:
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise MissingError(f"method.weights={given} is not a file. Train one with: bench train method={method}.")
+        return path
+    module = importlib.util.find_spec(method_targets()[method].partition(":")[0])
+    folders = [bench_home() / "weights"]
+    names = [f"{method}_{size}.safetensors"]
+    if module and module.origin:
+        folders.append(Path(module.origin).parent / "weights")
+        names.append(f"{size}.safetensors")
+    for folder, name in zip(folders, names, strict=False):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and metadata of a weights file.
+
+    Raises:
+        UsageError: The file is not a readable safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is not a readable safetensors file: {error}.") from error
+
+
+def write_weights(path: Path, method: RestorationMethod, dtype: str, metadata: dict[str, Any]) -> str:
+    """Writes a method's weights atomically and returns their SHA-256."""
+    import torch
+    from safetensors.torch import save_file
+
+    kind = getattr(torch, dtype)
+    state = {
+        name: value.to(kind) if value.is_floating_point() else value for name, value in method.weights_state().items()
+    }
+    with atomic_path(path) as temporary:
+        save_file(state, str(temporary), metadata={key: _text(value) for key, value in metadata.items()})
+    return sha256_file(path)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
