@@ -26,7 +26,7 @@ def make_alignment(card_name: str, template_name: str, root: str | None = None) 
     Raises:
         UsageError: A photograph shows no face.
     """
-    from bench.faces.detector import detect_faces
+    from bench.faces.detector import detect_main_face, detector_identity
 
     card = load_card(card_name)
     folder = data_root(card, root)
@@ -35,17 +35,17 @@ def make_alignment(card_name: str, template_name: str, root: str | None = None) 
     for photo in list_photos(card, folder):
         path = folder / photo.path
         image = read_image(path)
-        faces = detect_faces(image)
-        if not faces:
+        face = detect_main_face(image)
+        if face is None:
             raise UsageError(f"No face found in {path}.")
-        points = np.round(faces[0].points, 3)
+        points = np.round(face.points, 3)
         matrix = alignment_matrix(points, template, image.shape[:2])
         photos[photo.path] = {
             "sha256": sha256_file(path),
             "points": points.tolist(),
             "matrix": matrix.tolist(),
         }
-    return {"template": template.as_dict(), "detector": "YuNet (face_detection_yunet_2023mar_int8bq)", "photos": photos}
+    return {"template": template.as_dict(), "detector": detector_identity(), "photos": photos}
 
 
 def main() -> None:

@@ -270,10 +270,10 @@ def _landmark_file(path: Path) -> np.ndarray | None:
 
 
 def _detected_points(image: np.ndarray) -> np.ndarray | None:
-    from bench.faces.detector import detect_faces
+    from bench.faces.detector import detect_main_face
 
-    faces = detect_faces(image)
-    return faces[0].points if faces else None
+    face = detect_main_face(image)
+    return None if face is None else face.points
 
 
 def plan_images(settings: DataSettings, root: Path) -> tuple[ProtocolImage, ...]:
