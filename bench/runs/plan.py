@@ -1,0 +1,176 @@
+"""The first stage of a run: which protocol, which method with which weights, which folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.config import method_settings
+from bench.errors import MissingError, UsageError, unknown_name
+from bench.files import sha256_bytes, sha256_file, write_json, write_text
+from bench.method import RestorationMethod
+from bench.paths import runs_root
+from bench.protocol.card import data_root, load_card
+from bench.protocol.protocol import DataSettings, Protocol, ProtocolPictures, load_protocol, require_images
+from bench.registry import load_method, load_metric
+from bench.runs.environment import environment
+from bench.weights.method_weights import read_weights, weights_path
+
+OVERWRITE = ("never", "missing", "always")
+RUN_DIR_VARIABLE = "BENCH_RUN_DIR"
+
+
+@dataclass
+class RunPlan:
+    """What a run is about to do.
+
+    Attributes:
+        config: The composed configuration.
+        protocol: The frozen protocol.
+        pictures: Its pictures.
+        method: The method, its weights loaded.
+        revision: Hash of the weights and settings that make the pictures.
+        weights: The weights file, or None where the method has none.
+        metrics: Names of the metrics.
+        run_dir: The run folder.
+    """
+
+    config: dict[str, Any]
+    protocol: Protocol
+    pictures: ProtocolPictures
+    method: RestorationMethod
+    revision: str
+    weights: Path | None
+    metrics: list[str]
+    run_dir: Path
+
+
+def choose_size(config: dict[str, Any]) -> tuple[str | None, Path | None]:
+    """Which size of the method to run, and its weights file.
+
+    `auto` means paper if its weights are present, else demo with one line of warning.
+
+    Raises:
+        UsageError: The method has no such size.
+        MissingError: The weights of the size are absent; the message says how to get them.
+    """
+    method, wanted = config["method"], config["size"]
+    name, sizes = method["name"], method.get("sizes") or {}
+    given = method.get("weights")
+    if not sizes:
+        return None, weights_path(name, "default", given)
+    if wanted not in ("auto", *sizes):
+        raise unknown_name(f"size of {name}", wanted, ["auto", *sizes])
+    train = f"bench train method={name} data={config['data']['name']} size={{}}"
+    if wanted == "auto":
+        if given:
+            _, metadata = read_weights(Path(given).expanduser()) if Path(given).expanduser().is_file() else ({}, {})
+            stored = metadata.get("size", "demo")
+            return (stored if stored in sizes else "demo"), weights_path(name, stored, given)
+        if (path := weights_path(name, "paper")) is not None:
+            return "paper", path
+        if (path := weights_path(name, "demo")) is not None:
+            print(  # noqa: T201
+                f"bench: no paper-size weights of {name} here, running {name}@demo. To train them: "
+                f"{train.format('paper')}",
+                file=sys.stderr,
+            )
+            return "demo", path
+        wanted = "demo"
+    path = weights_path(name, wanted, given)
+    if path is None:
+        raise MissingError(
+            f"The weights of {name}@{wanted} are not here, and a network with random weights is never scored. Train "
+            f"them: {train.format(wanted)}, then give the file: method.weights=FILE."
+        )
+    return wanted, path
+
+
+def build_method(config: dict[str, Any]) -> tuple[RestorationMethod, str, Path | None]:
+    """The method with its weights, its revision, and the weights file.
+
+    Raises:
+        MissingError: Weights are absent.
+        UsageError: Settings or weights do not fit the method.
+    """
+    size, path = choose_size(config)
+    settings = method_settings(config["method"], size)
+    method = load_method(settings["name"])(settings)
+    identity: dict[str, Any] = {
+        key: value for key, value in settings.items() if key not in ("weights", "training", "optimiser", "losses")
+    }
+    if path is not None:
+        state, _ = read_weights(path)
+        method.load_weights_state(state)
+        identity["weights_sha256"] = sha256_file(path)
+    method.eval().requires_grad_(False)
+    return method, sha256_bytes(json.dumps(identity, sort_keys=True).encode("utf-8"))[:12], path
+
+
+def plan(config: dict[str, Any]) -> RunPlan:
+    """Composes, checks and writes down what a run is about to do.
+
+    Raises:
+        UsageError: Wrong settings, or the folder belongs to another run.
+        MissingError: Data, weights or a package are absent.
+    """
+    if config["overwrite"] not in OVERWRITE:
+        raise unknown_name("value of overwrite", str(config["overwrite"]), OVERWRITE)
+    metrics = list(config["metrics"]["names"])
+    for name in metrics:
+        load_metric(name)
+    settings = DataSettings(**config["data"])
+    protocol = load_protocol(settings)
+    require_images(protocol)
+    method, revision, weights = build_method(config)
+    default = runs_root() / protocol.name / f"{method.label}-{revision[:8]}-{protocol.id[:8]}-seed{config['seed']}"
+    given = os.environ.get(RUN_DIR_VARIABLE) or config["run_dir"]
+    run_dir = Path(given).expanduser() if given else default
+    child = "LOCAL_RANK" in os.environ and os.environ.get("LOCAL_RANK") != "0"
+    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+    if not child:
+        _claim(run_dir, config, protocol, method, revision)
+    root = data_root(load_card(protocol.card), settings.root)
+    return RunPlan(config, protocol, ProtocolPictures(protocol, root), method, revision, weights, metrics, run_dir)
+
+
+def _claim(
+    run_dir: Path, config: dict[str, Any], protocol: Protocol, method: RestorationMethod, revision: str
+) -> None:
+    """Writes protocol, configuration and environment into the folder, unless it is another run's."""
+    mark = {
+        "protocol_id": protocol.id,
+        "method": method.label,
+        "method_revision": revision,
+        "seed": config["seed"],
+    }
+    marker = run_dir / "run.json"
+    if run_dir.is_file():
+        raise UsageError(f"run_dir={run_dir} is a file.")
+    if marker.is_file() and config["overwrite"] != "always":
+        found = json.loads(marker.read_text("utf-8"))
+        if found != mark:
+            different = ", ".join(f"{key} {found.get(key)} there, {mark[key]} here" for key in mark if found.get(key) != mark[key])
+            raise UsageError(
+                f"The folder {run_dir} belongs to another run ({different}). Choose another run_dir, or add "
+                "overwrite=always to replace it."
+            )
+        if config["overwrite"] == "never":
+            raise UsageError(f"The folder {run_dir} holds this run already (overwrite=never).")
+    elif run_dir.is_dir() and not marker.is_file() and any(run_dir.iterdir()):
+        raise UsageError(f"The folder {run_dir} is not empty and no run folder. Choose another run_dir.")
+    if config["overwrite"] == "always":
+        for name in ("restored", "journal", "scores.parquet", "set_scores.parquet", "summary.json", "report.html", "mlflow.json"):
+            path = run_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    write_text(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_json(run_dir / "protocol.json", protocol.as_dict())
+    write_json(run_dir / "environment.json", environment())
+    write_json(marker, mark)

@@ -1,0 +1,164 @@
+"""Training: a method, an endless stream of samples, checkpoints that resume to the bit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+from bench.config import method_settings
+from bench.data.training import TrainingPairs, TrainingSettings
+from bench.errors import UsageError
+from bench.files import write_json
+from bench.method import RestorationMethod
+from bench.protocol.protocol import DataSettings
+from bench.registry import load_method
+from bench.runs.environment import environment
+from bench.runs.progress import ProgressLines
+from bench.runs.trainer import trainer_options
+from bench.weights.method_weights import write_weights
+
+RUN_DIR_VARIABLE = "BENCH_RUN_DIR"
+
+
+class TrainingData(LightningDataModule):
+    """The training stream of this rank, from the first batch that was not trained on."""
+
+    def __init__(self, data: DataSettings, settings: TrainingSettings, workers: int) -> None:
+        super().__init__()
+        self.data, self.settings, self.workers = data, settings, workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of this rank, one `FaceBatch` each."""
+        trainer = self.trainer
+        assert trainer is not None
+        method = trainer.lightning_module
+        assert isinstance(method, RestorationMethod)
+        pairs = TrainingPairs(
+            self.data,
+            self.settings,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            first_batch=int(getattr(method, "batches_done", 0)),
+        )
+        return DataLoader(pairs, batch_size=None, num_workers=self.workers, persistent_workers=self.workers > 0)
+
+
+class LossRecord(Callback):
+    """Remembers the logged total of the first and the last batches, to say whether the loss fell."""
+
+    def __init__(self) -> None:
+        self.totals: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Notes the total of this batch."""
+        if (total := trainer.callback_metrics.get("train/total")) is not None:
+            self.totals.append(float(total))
+
+
+def train(config: dict[str, Any]) -> dict[str, Any]:
+    """Trains a method and writes its weights.
+
+    Args:
+        config: The composed `configs/train.yaml`.
+
+    Returns:
+        What was done: run folder, weights file and its hash, batches, seconds, first and last loss.
+
+    Raises:
+        UsageError: The method does not train, or the settings are wrong.
+        MissingError: Data or weights are absent.
+    """
+    name = config["method"]["name"]
+    method_class = load_method(name)
+    settings = method_settings(config["method"], config["size"]) | {"seed": config["seed"]}
+    if method_class.training_step is RestorationMethod.training_step:
+        raise UsageError(f"The method {name} has nothing to train.")
+    own = settings.get("training", {})
+    batches = int(config["trainer"]["max_steps"] or own.get("max_steps", 1000))
+    settings["training"] = own | {"max_steps": batches}
+    data = DataSettings(**config["data"])
+    samples = TrainingSettings(
+        batch_size=int(config["batch_size"] or own.get("batch_size", 8)),
+        references=int(config["references"]),
+        seed=int(config["seed"]),
+        size=settings.get("native_size"),
+        augmentation=config["augmentation"],
+    )
+    run_dir = Path(os.environ.get(RUN_DIR_VARIABLE) or config["run_dir"] or f"runs/train-{name}-{data.name}")
+    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+    method = method_class(settings)
+    method.prepare_training()  # type: ignore[operator]
+    steps = method.optimizer_steps_per_batch
+    checkpoints = ModelCheckpoint(
+        dirpath=run_dir / "checkpoints",
+        filename="{step}",
+        every_n_train_steps=int(config["checkpoint_every"]) * steps,
+        save_last=True,
+        save_top_k=1,
+        monitor="step",
+        mode="max",
+        save_on_train_epoch_end=False,
+    )
+    record = LossRecord()
+    options = trainer_options(config["trainer"], training=True)
+    if options["strategy"] == "ddp":
+        options["strategy"] = "ddp_find_unused_parameters_true"
+    trainer = Trainer(
+        **options,
+        # Lightning counts optimiser steps, we count batches: this is the one place that converts.
+        max_steps=batches * steps,
+        max_epochs=-1,
+        callbacks=[checkpoints, record, ProgressLines(batches)],
+        logger=CSVLogger(run_dir, name="", version="log"),
+        log_every_n_steps=10,
+        use_distributed_sampler=False,
+    )
+    last = run_dir / "checkpoints" / "last.ckpt"
+    resumed = bool(config["resume"]) and last.is_file()
+    if resumed:
+        _continue_schedule(last, batches)
+    module = TrainingData(data, samples, int(config["trainer"]["num_workers"]))
+    trainer.fit(method, datamodule=module, ckpt_path=str(last) if resumed else None, weights_only=True)
+    trainer.save_checkpoint(last)
+    result = {
+        "run_dir": str(run_dir),
+        "method": method.label,
+        "batches": int(getattr(method, "batches_done", batches)),
+        "resumed": resumed,
+        "world_size": trainer.world_size,
+        "first_loss": record.totals[0] if record.totals else None,
+        "last_loss": sum(record.totals[-10:]) / len(record.totals[-10:]) if record.totals else None,
+        "weights": None,
+    }
+    if trainer.is_global_zero:
+        path = run_dir / f"{config['size']}.safetensors"
+        metadata = {
+            "method": name,
+            "size": config["size"],
+            "settings": settings,
+            "data": data.name,
+            "batches": result["batches"],
+            "batch_size": samples.batch_size,
+            "world_size": trainer.world_size,
+        }
+        result["sha256"] = write_weights(path, method, settings.get("weights_dtype", "float32"), metadata)
+        result["weights"] = str(path)
+        write_json(run_dir / "training.json", result | {"environment": environment()})
+    return result
+
+
+def _continue_schedule(checkpoint: Path, batches: int) -> None:
+    """Refuses to resume beyond the end."""
+    done = torch.load(checkpoint, weights_only=True, map_location="cpu")["batches_done"]
+    if done >= batches:
+        raise UsageError(
+            f"{checkpoint} has already been trained for {done} of {batches} batches. Raise trainer.max_steps, choose "
+            "another run_dir, or add resume=false to start over."
+        )
