@@ -26,17 +26,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.multirun:
         return _sweep(arguments)
     import json
-    import logging
     import os
-    import warnings
 
     from bench.config import compose
 
     config = compose("run", arguments.overrides)
     os.environ.setdefault("OMP_NUM_THREADS", str(config["trainer"]["threads"]))
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
+    from bench.runs.quiet import quiet_lightning
     from bench.runs.run import run as run_method
+
+    quiet_lightning()
 
     summary = run_method(config)
     if summary is None:

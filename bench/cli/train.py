@@ -20,15 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains; returns the exit code."""
     import json
-    import logging
-    import warnings
 
     from bench.config import compose
 
     config = compose("train", arguments.overrides)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
+    from bench.runs.quiet import quiet_lightning
     from bench.runs.training import train
+
+    quiet_lightning()
 
     result = train(config)
     if result["weights"] is None:

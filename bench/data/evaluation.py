@@ -61,9 +61,9 @@ class EvaluationPictures(Dataset[FaceBatch | Failure]):
         except BenchError as error:
             return image.image_id, str(error)
         side = self.pictures.protocol.size
-        stacked = [torch.from_numpy(picture).permute(2, 0, 1).float().div(255) for picture in references]
+        stacked = [torch.tensor(picture).permute(2, 0, 1).float().div(255) for picture in references]
         return FaceBatch(
-            lq=torch.from_numpy(lq).permute(2, 0, 1).float().div(255).unsqueeze(0),
+            lq=torch.tensor(lq).permute(2, 0, 1).float().div(255).unsqueeze(0),
             references=(torch.stack(stacked) if stacked else torch.zeros(0, 3, side, side)).unsqueeze(0),
             reference_mask=torch.ones(1, len(stacked), dtype=torch.bool),
             image_ids=[image.image_id],

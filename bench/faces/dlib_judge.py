@@ -42,7 +42,7 @@ _MEAN_FILE = "dlib_judge_mean.json"
 _embeddings: dict[bytes, np.ndarray] = {}
 
 
-def embed(pictures: Sequence[np.ndarray], points: Sequence[np.ndarray]) -> np.ndarray:
+def embed(pictures: Sequence[np.ndarray] | np.ndarray, points: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """Centred descriptors of faces, each computed once per process.
 
     Args:

@@ -82,6 +82,9 @@ class IdentityWithReferences(_Judged):
             if not len(references):
                 found.append(Score(None, "no references"))
                 continue
+            if not np.isfinite(points).all():
+                found.append(Score(None, "a reference has no known landmarks"))
+                continue
             others = dlib_judge.embed(references, list(points))
             found.append(scores([float(np.mean(cosines(embedding[None], others)))])[0])
         return found

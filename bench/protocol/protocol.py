@@ -25,6 +25,8 @@ from bench.protocol.card import DatasetCard, Photo, data_root, list_photos, load
 from bench.seeds import derive_seed
 
 SCHEMA_VERSION = 1
+# A protocol must be the same whether it was just frozen or read back from its file.
+POINT_DECIMALS = 3
 
 
 class ProtocolMismatchError(UsageError):
@@ -53,7 +55,7 @@ class ProtocolPhoto:
             "path": self.path,
             "sha256": self.sha256,
             "matrix": self.matrix.tolist(),
-            "points": None if self.points is None else np.round(self.points, 3).tolist(),
+            "points": None if self.points is None else self.points.tolist(),
         }
 
     @classmethod
@@ -240,7 +242,7 @@ class PhotoAligner:
                 )
             matrix = np.asarray(record["matrix"], dtype=np.float64) * (self.size / self.card.size)
             points = transform_points(np.asarray(record["points"], dtype=np.float64), matrix)
-            return ProtocolPhoto(photo.path, digest, matrix, points)
+            return ProtocolPhoto(photo.path, digest, matrix, np.round(points, POINT_DECIMALS))
         image = read_image(path)
         if image.shape[0] != image.shape[1]:
             raise UsageError(
@@ -252,7 +254,9 @@ class PhotoAligner:
         points = _landmark_file(path)
         if points is None:
             points = _detected_points(image)
-        return ProtocolPhoto(photo.path, digest, matrix, None if points is None else transform_points(points, matrix))
+        if points is not None:
+            points = np.round(transform_points(points, matrix), POINT_DECIMALS)
+        return ProtocolPhoto(photo.path, digest, matrix, points)
 
 
 def _landmark_file(path: Path) -> np.ndarray | None:
@@ -347,7 +351,7 @@ class ProtocolPictures:
         import torch
 
         pixels = self.truth(image) if truth is None else truth
-        clean = torch.from_numpy(pixels).permute(2, 0, 1).double().div(255).unsqueeze(0)
+        clean = torch.tensor(pixels).permute(2, 0, 1).double().div(255).unsqueeze(0)
         theta = self._pipeline.sample([self.degradation_seed(image)], (self.protocol.size, self.protocol.size))
         with torch.inference_mode():
             degraded = self._pipeline.apply(clean, theta)
