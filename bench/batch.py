@@ -61,7 +61,7 @@ class FaceBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> FaceBatch:
         """Copy of the batch with every tensor on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=non_blocking)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)

@@ -78,7 +78,7 @@ def expand_sweep(words: list[str]) -> list[list[str]]:
 
     axes: list[list[str]] = []
     for word in words:
-        key, _ = _split(word)
+        _split(word)
         try:
             override = OverridesParser.create().parse_override(_quoted(word))
         except HydraException as error:

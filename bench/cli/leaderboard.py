@@ -80,17 +80,19 @@ def _as_json(board: Board) -> dict[str, object]:
 
 
 def _add(arguments: argparse.Namespace) -> int:
+    from bench.leaderboard.board import redraw
     from bench.leaderboard.entry import add, board_roots
 
     root, *others = board_roots()
     path = add(arguments.run_dir, root, arguments.allow_incomplete, arguments.reported_by, others)
-    _write(root, [path.parent.name])
+    redraw(root, [path.parent.name])
     print(f"{path}\n{path.parent / 'README.md'}")
     return 0
 
 
 def _render(names: list[str], check: bool) -> int:
     from bench.errors import unknown_name
+    from bench.leaderboard.board import board_texts, redraw
     from bench.leaderboard.entry import board_names
     from bench.paths import leaderboard_root
 
@@ -101,28 +103,14 @@ def _render(names: list[str], check: bool) -> int:
             raise unknown_name("leaderboard", name, known)
     boards = known if "all" in names else names
     if not check:
-        for path in _write(root, boards):
+        for path in redraw(root, boards):
             print(path)
         return 0
     stale = [
-        path for path, text in _texts(root, boards).items() if not path.is_file() or path.read_text("utf-8") != text
+        path
+        for path, text in board_texts(root, boards).items()
+        if not path.is_file() or path.read_text("utf-8") != text
     ]
     for path in stale:
         print(f"{path} does not match its entries: run `bench leaderboard render`.")
     return 1 if stale else 0
-
-
-def _texts(root: Path, names: list[str]) -> dict[Path, str]:
-    from bench.leaderboard.board import render_board, render_index
-
-    texts = {root / name / "README.md": render_board(root / name) for name in names}
-    return {**texts, root / "README.md": render_index(root)}
-
-
-def _write(root: Path, names: list[str]) -> list[Path]:
-    from bench.files import write_text
-
-    texts = _texts(root, names)
-    for path, text in texts.items():
-        write_text(path, text)
-    return list(texts)

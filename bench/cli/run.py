@@ -57,7 +57,9 @@ def _print_summary(summary: dict, run_dir: str) -> None:  # type: ignore[type-ar
         missing = metric["mean"] is None
         interval = "" if missing else f"[{number(metric['low'])}, {number(metric['high'])}]"
         coverage = f"{metric['n']}/{metric['of']}"
-        rows.append([f"{metric['title']}{unit}{arrow}", number(metric["mean"]), interval, coverage, metric["reason"] or ""])
+        rows.append(
+            [f"{metric['title']}{unit}{arrow}", number(metric["mean"]), interval, coverage, metric["reason"] or ""]
+        )
     title = (
         f"{summary['method_title']} ({summary['method']}) on {summary['protocol']} "
         f"[{summary['protocol_id']}], {summary['images']} of {summary['of']} pictures"
@@ -82,5 +84,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     for position, words in enumerate(jobs, start=1):
         print(f"[{position}/{len(jobs)}] bench run {' '.join(words)}", file=sys.stderr, flush=True)
         flags = ["--json"] if arguments.json else []
-        worst = max(worst, subprocess.run([sys.executable, "-m", "bench", "run", *words, *flags], check=False).returncode)
+        worst = max(
+            worst, subprocess.run([sys.executable, "-m", "bench", "run", *words, *flags], check=False).returncode
+        )
     return worst

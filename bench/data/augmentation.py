@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 LEFT_RIGHT = (1, 0, 2, 4, 3)
@@ -47,9 +47,7 @@ class PairAugmentation:
     def __init__(self, settings: AugmentationSettings) -> None:
         self.settings = settings
 
-    def __call__(
-        self, images: Tensor, points: Tensor, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, points: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Augments pictures of one person.
 
         Args:

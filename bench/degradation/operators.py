@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from bench.degradation.operator import Operator, Parameters, by_shape, check_range
@@ -226,8 +226,10 @@ def _straight_through_jpeg(image: Tensor, quality: int) -> Tensor:
     encoded, content = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not encoded:
         raise RuntimeError(f"The JPEG encoder failed on a picture of {pixels.shape[:2]} px at quality {quality}.")
-    decoded = cv2.imdecode(content, cv2.IMREAD_COLOR)[:, :, ::-1]
-    real = torch.from_numpy(np.ascontiguousarray(decoded)).permute(2, 0, 1).to(image).div_(255.0)
+    decoded = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    if decoded is None:
+        raise RuntimeError("The JPEG decoder failed on what the encoder wrote.")
+    real = torch.from_numpy(np.ascontiguousarray(decoded[:, :, ::-1])).permute(2, 0, 1).to(image).div_(255.0)
     if not (torch.is_grad_enabled() and image.requires_grad):
         return real
     from kornia.enhance import jpeg_codec_differentiable

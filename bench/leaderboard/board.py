@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bench.files import write_text
 from bench.leaderboard.entry import board_names, read_entries
 from bench.leaderboard.ranking import COPY, INPUT, Board, Column, build_board
 from bench.report.terminal import number
@@ -43,6 +44,20 @@ def render_index(root: Path) -> str:
             f"| {_escape(methods)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def board_texts(root: Path, names: list[str]) -> dict[Path, str]:
+    """Every Markdown file of some boards and of their index, with the text it should hold."""
+    texts = {root / name / "README.md": render_board(root / name) for name in names}
+    return {**texts, root / "README.md": render_index(root)}
+
+
+def redraw(root: Path, names: list[str]) -> list[Path]:
+    """Writes the Markdown of some boards and of their index; returns the files."""
+    texts = board_texts(root, names)
+    for path, text in texts.items():
+        write_text(path, text)
+    return list(texts)
 
 
 def cell(entry: dict[str, Any], column: Column, mark: str | None, bold: str = "**") -> str:

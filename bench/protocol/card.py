@@ -121,7 +121,9 @@ def data_root(card: DatasetCard, root: str | None = None) -> Path:
         except importlib.metadata.PackageNotFoundError:
             pass
     looked = ", ".join(str(place) for place in places)
-    raise MissingError(f"The data set {card.name!r} ({card.title}) is not here. Looked in {looked}. {_how_to_get(card)}")
+    raise MissingError(
+        f"The data set {card.name!r} ({card.title}) is not here. Looked in {looked}. {_how_to_get(card)}"
+    )
 
 
 def _how_to_get(card: DatasetCard) -> str:

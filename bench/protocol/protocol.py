@@ -350,14 +350,19 @@ class ProtocolPictures:
         """
         import torch
 
-        pixels = self.truth(image) if truth is None else truth
+        pixels: np.ndarray = self.truth(image) if truth is None else truth
         clean = torch.tensor(pixels).permute(2, 0, 1).double().div(255).unsqueeze(0)
         theta = self._pipeline.sample([self.degradation_seed(image)], (self.protocol.size, self.protocol.size))
         with torch.inference_mode():
             degraded = self._pipeline.apply(clean, theta)
         lq = degraded[0].mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
         versions = ", ".join(f"{name} v{v}" for name, v in self._pipeline.specification()["versions"].items())
-        _check(image.lq_sha256, lq, f"the LQ picture of {image.image_id}", f"one of the operators ({versions}), cv2 or NumPy")
+        _check(
+            image.lq_sha256,
+            lq,
+            f"the LQ picture of {image.image_id}",
+            f"one of the operators ({versions}), cv2 or NumPy",
+        )
         return lq
 
     def degradation_seed(self, image: ProtocolImage) -> int:
@@ -369,7 +374,8 @@ def _check(expected: str | None, pixels: np.ndarray, what: str, suspects: str) -
     if expected is not None and (found := sha256_bytes(pixels.tobytes())) != expected:
         raise ProtocolMismatchError(
             f"The pixels of {what} are not those the protocol was frozen with (SHA-256 {found[:12]}…, expected "
-            f"{expected[:12]}…). What differs here is the version of the {suspects}; install the versions in constraints.txt."
+            f"{expected[:12]}…). What differs here is the version of the {suspects}; install the versions in "
+            "constraints.txt."
         )
 
 
@@ -445,7 +451,9 @@ def _explain_difference(frozen: Protocol, planned: Protocol) -> None:
     if settings(frozen) != settings(planned) or frozen.image_ids != planned.image_ids:
         return
     ours, theirs = planned.degradation["versions"], frozen.degradation["versions"]
-    changed = [f"{name} v{theirs.get(name)} → v{version}" for name, version in ours.items() if theirs.get(name) != version]
+    changed = [
+        f"{name} v{theirs.get(name)} → v{version}" for name, version in ours.items() if theirs.get(name) != version
+    ]
     if changed:
         raise ProtocolMismatchError(
             f"The protocol {frozen.name} ({frozen.id}) was frozen with other operator versions: {', '.join(changed)}. "

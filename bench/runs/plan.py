@@ -141,9 +141,7 @@ def plan(config: dict[str, Any]) -> RunPlan:
     return RunPlan(config, protocol, ProtocolPictures(protocol, root), method, revision, weights, metrics, run_dir)
 
 
-def _claim(
-    run_dir: Path, config: dict[str, Any], protocol: Protocol, method: RestorationMethod, revision: str
-) -> None:
+def _claim(run_dir: Path, config: dict[str, Any], protocol: Protocol, method: RestorationMethod, revision: str) -> None:
     """Writes protocol, configuration and environment into the folder, unless it is another run's."""
     mark = {
         "protocol_id": protocol.id,
@@ -157,7 +155,9 @@ def _claim(
     if marker.is_file() and config["overwrite"] != "always":
         found = json.loads(marker.read_text("utf-8"))
         if found != mark:
-            different = ", ".join(f"{key} {found.get(key)} there, {mark[key]} here" for key in mark if found.get(key) != mark[key])
+            different = ", ".join(
+                f"{key} {found.get(key)} there, {mark[key]} here" for key in mark if found.get(key) != mark[key]
+            )
             raise UsageError(
                 f"The folder {run_dir} belongs to another run ({different}). Choose another run_dir, or add "
                 "overwrite=always to replace it."
@@ -167,7 +167,15 @@ def _claim(
     elif run_dir.is_dir() and not marker.is_file() and any(run_dir.iterdir()):
         raise UsageError(f"The folder {run_dir} is not empty and no run folder. Choose another run_dir.")
     if config["overwrite"] == "always":
-        for name in ("restored", "journal", "scores.parquet", "set_scores.parquet", "summary.json", "report.html", "mlflow.json"):
+        for name in (
+            "restored",
+            "journal",
+            "scores.parquet",
+            "set_scores.parquet",
+            "summary.json",
+            "report.html",
+            "mlflow.json",
+        ):
             path = run_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_text(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

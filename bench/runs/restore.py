@@ -32,7 +32,13 @@ class PictureWriter(Callback):
         self.run_dir, self.journal = run_dir, journal
 
     def on_predict_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Writes the pictures of one batch."""
         for image_id, (result, seconds) in zip(batch.image_ids, outputs, strict=True):

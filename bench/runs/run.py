@@ -10,9 +10,8 @@ from typing import Any
 
 from lightning import Trainer
 
-from bench.errors import IncompleteError
+from bench.errors import BenchError, IncompleteError
 from bench.files import write_json
-from bench.paths import leaderboard_root
 from bench.protocol.protocol import committed_path
 from bench.registry import load_metric
 from bench.runs.environment import environment
@@ -103,19 +102,29 @@ def record(current: RunPlan, world_size: int) -> dict[str, Any]:
 
 
 def _publish(current: RunPlan) -> None:
-    """Report, leaderboard entry and MLflow; what fails here is said and fails nothing."""
-    from bench.leaderboard.entry import add
+    """Report, leaderboard entry, board and MLflow; what fails here is said and loses no scores."""
+    from bench.leaderboard.board import redraw
+    from bench.leaderboard.entry import add, board_roots
     from bench.report.report import write_report
     from bench.tracking.mlflow_store import record_run
 
-    write_report([current.run_dir], current.run_dir / "report.html")
+    try:
+        write_report([current.run_dir], current.run_dir / "report.html")
+    except Exception as error:
+        _say(f"the report was not written ({error}); try: bench report {current.run_dir}")
     is_committed = committed_path(current.protocol.name).is_file()
     if current.config["leaderboard"] and is_committed and not failed_restorations(current.run_dir):
         try:
-            add(current.run_dir, leaderboard_root())
-        except Exception as error:
-            print(f"bench: no leaderboard entry was added: {error}", file=sys.stderr)  # noqa: T201
+            root, *others = board_roots()
+            add(current.run_dir, root, others=others)
+            redraw(root, [current.protocol.name])
+        except (BenchError, OSError) as error:
+            _say(f"no leaderboard entry was added: {error}")
     record_run(current.run_dir)
+
+
+def _say(message: str) -> None:
+    print(f"bench: {message}", file=sys.stderr)  # noqa: T201
 
 
 def _rows(current: RunPlan) -> list[ScoreRow]:

@@ -75,7 +75,10 @@ def score_share(plan: RunPlan, rank: int, world_size: int) -> None:
 
 
 def score_pictures(
-    pictures: ProtocolPictures, images: Sequence[ProtocolImage], restored: Sequence[np.ndarray], metrics: Sequence[Metric]
+    pictures: ProtocolPictures,
+    images: Sequence[ProtocolImage],
+    restored: Sequence[np.ndarray],
+    metrics: Sequence[Metric],
 ) -> list[Scores]:
     """Scores of some pictures by every metric; what cannot be scored is null with its reason."""
     try:

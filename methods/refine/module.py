@@ -73,12 +73,22 @@ class ReFine(RestorationMethod):
         self.discriminator: nn.Module | None = None
         self.averaged: nn.Module | None = None
 
+    @property
+    def label(self) -> str:
+        """Name of the row, with what an ablation leaves out: `refine+blind@demo`."""
+        left_out = []
+        if self.settings["reference"] == "none":
+            left_out.append("blind")
+        else:
+            left_out += ["unwarped"] if not self.settings["use_warped_reference"] else []
+            left_out += ["no-identity"] if not self.settings["use_identity"] else []
+        return "+".join([self.spec.name, *left_out]) + f"@{self.size}"
+
     # Restoration -------------------------------------------------------------------------------
 
     def restore(self, batch: FaceBatch) -> Tensor:
         """Restores pictures with one reference each; without one, blindly."""
-        networks = self.averaged if self.averaged is not None else self.networks
-        assert isinstance(networks, nn.Module)
+        networks: Any = self.averaged if self.averaged is not None else self.networks
         lq = (batch.lq * 2 - 1).contiguous(memory_format=torch.channels_last)
         target_points = networks.landmarks(lq)
         present, reference, points = self._choose_reference(batch, target_points, networks.landmarks)
@@ -151,7 +161,7 @@ class ReFine(RestorationMethod):
         generator, discriminator = self.optimizers()  # type: ignore[attr-defined]
         self._decay_learning_rates(generator, discriminator)
         restored, terms = self._generator_terms(batch, rng)
-        total = torch.stack([value for value in terms.values()]).sum()
+        total = torch.stack(list(terms.values())).sum()
         generator.zero_grad()
         self.manual_backward(total)
         self._finite_or_stop(total)
@@ -305,7 +315,9 @@ class ReFine(RestorationMethod):
         if missing := sorted(wanted - set(state)):
             raise UsageError(f"The weights lack {len(missing)} tensors of ReFine ({', '.join(missing[:3])}, …).")
         if surplus := sorted(set(state) - wanted):
-            raise UsageError(f"The weights hold {len(surplus)} tensors ReFine does not know ({', '.join(surplus[:3])}, …).")
+            raise UsageError(
+                f"The weights hold {len(surplus)} tensors ReFine does not know ({', '.join(surplus[:3])}, …)."
+            )
         self.networks.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
 
     def _published_names(self) -> list[str]:

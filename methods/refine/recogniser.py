@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.errors import MissingError, unknown_name
 from bench.faces.sface import EMBEDDING_SIZE, SFace, crop_faces
+from bench.paths import bench_home
+
+ARCFACE_FILE = "w600k_r50.onnx"
 
 
 class ConditioningRecogniser:
     """Embeds faces for conditioning and losses; no module, so that its weights are never saved.
 
     Args:
-        name: Which recogniser.
+        name: Which recogniser: "sface", or "arcface" (insightface's w600k_r50, as the paper's).
         embedding_size: Width of its embedding.
     """
 
     def __init__(self, name: str, embedding_size: int) -> None:
         self.name, self.embedding_size = name, embedding_size
-        self._network: SFace | None = None
+        self._network: nn.Module | None = None
 
     def sface(self) -> SFace:
-        """The SFace network, loaded on first use."""
+        """SFace, loaded on first use."""
+        network = self.network()
+        if not isinstance(network, SFace):
+            raise unknown_name("recogniser for the distance sface_l1", self.name, ["sface"])
+        return network
+
+    def network(self) -> nn.Module:
+        """The frozen network, loaded on first use.
+
+        Raises:
+            MissingError: Its weights are absent.
+        """
         if self._network is None:
-            self._network = SFace().to(memory_format=torch.channels_last)
+            self._network = SFace() if self.name == "sface" else ArcFace(arcface_path())
+            self._network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         return self._network
 
     def embed(self, images: Tensor, points: Tensor) -> Tensor:
@@ -40,14 +57,52 @@ class ConditioningRecogniser:
         Raises:
             MissingError: The recogniser's weights are absent.
         """
-        if self.name == "arcface":
-            raise MissingError(
-                "method.identity=arcface needs insightface's w600k_r50 as a torch module, which is not bundled. "
-                "Use method.identity=sface (ships with the demo extra)."
-            )
-        network = self.sface().to(images.device)
-        embedding: Tensor = network(crop_faces(images, points))
+        embedding: Tensor = self.network().to(images.device)(crop_faces(images, points))
         return embedding
+
+
+class ArcFace(nn.Module):
+    """An ArcFace network from its ONNX file, differentiable.
+
+    Args:
+        path: ONNX file that takes (B, 3, 112, 112) RGB in [-1, 1].
+
+    Raises:
+        MissingError: The package that converts it is absent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        try:
+            import onnx
+            from onnx2torch import convert
+        except ImportError as error:
+            raise MissingError(
+                f"method.identity=arcface needs the package {error.name}. Install it with: "
+                'pip install "face-restoration-bench[full]"'
+            ) from error
+        self.backbone = convert(onnx.load(str(path)))
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Embeds aligned crops (B, 3, 112, 112) RGB in [0, 1]; returns unit embeddings (B, 512)."""
+        return nn.functional.normalize(self.backbone(crops * 2 - 1), dim=1)
+
+
+def arcface_path() -> Path:
+    """Where insightface's recogniser lies.
+
+    Raises:
+        MissingError: It is in neither place it is looked for in.
+    """
+    places = [bench_home() / "weights" / ARCFACE_FILE, Path.home() / ".insightface/models/buffalo_l" / ARCFACE_FILE]
+    for place in places:
+        if place.is_file():
+            return place
+    raise MissingError(
+        f"method.identity=arcface needs {ARCFACE_FILE} of insightface's model pack buffalo_l (non-commercial research "
+        f"only). Looked in {', '.join(str(place) for place in places)}. With a network, "
+        "insightface.app.FaceAnalysis(name='buffalo_l') downloads it. Offline alternative: method.identity=sface."
+    )
 
 
 def build_recogniser(name: str) -> ConditioningRecogniser:
