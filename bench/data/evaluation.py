@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, Sampler
 
 from bench.batch import FaceBatch
 from bench.errors import BenchError
-from bench.protocol.protocol import ProtocolImage, ProtocolPictures
+from bench.protocol.protocol import ProtocolImage, ProtocolMismatchError, ProtocolPictures
 from bench.seeds import derive_seed
 
 Failure = tuple[str, str]
@@ -58,6 +58,8 @@ class EvaluationPictures(Dataset[FaceBatch | Failure]):
         try:
             lq = self.pictures.lq(image)
             references = [self.pictures.crop(reference) for reference in image.references]
+        except ProtocolMismatchError:
+            raise
         except BenchError as error:
             return image.image_id, str(error)
         side = self.pictures.protocol.size

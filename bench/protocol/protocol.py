@@ -8,8 +8,11 @@ the decoded ground truth and LQ pixels stand beside the id and are checked when 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import numpy as np
 from bench.degradation.pipeline import DegradationPipeline
 from bench.errors import MissingError, UsageError
 from bench.files import sha256_bytes, sha256_file, write_json
-from bench.image import read_image
+from bench.image import UnreadableImageError, read_image
 from bench.paths import bench_home, resource_root
 from bench.protocol.alignment import transform_points, warp
 from bench.protocol.card import DatasetCard, Photo, data_root, list_photos, load_card, natural_key, split_identities
@@ -251,12 +254,11 @@ class PhotoAligner:
             )
         scale = self.size / image.shape[0]
         matrix = np.array([[scale, 0.0, (scale - 1) / 2], [0.0, scale, (scale - 1) / 2]])
-        points = _landmark_file(path)
-        if points is None:
-            points = _detected_points(image)
-        if points is not None:
-            points = np.round(transform_points(points, matrix), POINT_DECIMALS)
-        return ProtocolPhoto(photo.path, digest, matrix, points)
+        found = _landmark_file(path)
+        if found is None:
+            found = _detected_points(image)
+        placed = None if found is None else np.round(transform_points(found, matrix), POINT_DECIMALS)
+        return ProtocolPhoto(photo.path, digest, matrix, placed)
 
 
 def _landmark_file(path: Path) -> np.ndarray | None:
@@ -302,14 +304,23 @@ def plan_images(settings: DataSettings, root: Path) -> tuple[ProtocolImage, ...]
     aligner = PhotoAligner(card, root, settings.size)
     images = []
     for identity in sorted(chosen, key=natural_key):
-        own = by_identity[identity]
-        references = tuple(aligner.align(photo) for photo in own[: settings.references])
-        targets = own[settings.references :][: settings.targets]
+        wanted = None if settings.targets is None else settings.references + settings.targets
+        own = list(islice(_readable(by_identity[identity], aligner), wanted))
+        references, targets = tuple(own[: settings.references]), own[settings.references :]
         stems = [Path(photo.path).stem for photo in targets]
-        for photo, stem in zip(targets, stems, strict=True):
-            name = stem if stems.count(stem) == 1 else Path(photo.path).name
-            images.append(ProtocolImage(f"{identity}/{name}", identity, aligner.align(photo), references))
+        for target, stem in zip(targets, stems, strict=True):
+            name = stem if stems.count(stem) == 1 else Path(target.path).name
+            images.append(ProtocolImage(f"{identity}/{name}", identity, target, references))
     return tuple(images)
+
+
+def _readable(photos: list[Photo], aligner: PhotoAligner) -> Iterator[ProtocolPhoto]:
+    """Aligned photographs; one that cannot be decoded is named on standard error and left out."""
+    for photo in photos:
+        try:
+            yield aligner.align(photo)
+        except UnreadableImageError as error:
+            print(f"bench: left out of the protocol: {error}", file=sys.stderr)  # noqa: T201
 
 
 class ProtocolPictures:

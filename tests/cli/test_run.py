@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from bench.cli.main import main
+
 METRICS = "metrics.names=[psnr_y,ssim_y,haarpsi,id,lmd_capped]"
 
 
@@ -133,22 +135,47 @@ def test_a_folder_of_another_run_is_refused(seven: Path, whole: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_broken_picture_is_reported_and_stops_no_other(seven: Path, tmp_path: Path, orl_root: Path) -> None:
+def test_a_broken_picture_is_named_and_stops_no_other(seven: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     shutil.copytree(seven, folder)
-    run_dir = tmp_path / "run"
-    first = bench(*words(folder, run_dir, "trainer.threads=1"))
-    assert first.returncode == 0, first.stderr
-    victim = json.loads((run_dir / "protocol.json").read_text("utf-8"))["images"][2]
-    shutil.rmtree(run_dir)
-    broken = folder / victim["source"]["path"]
-    content = broken.read_bytes()
-    # Same planning as before, but the decoder meets a truncated file: the frozen protocol knows its hash.
-    broken.write_bytes(content[: len(content) // 2])
-    done = bench(*words(folder, run_dir))
-    assert done.returncode in (2, 4)
-    assert victim["source"]["path"] in done.stderr or victim["image_id"] in done.stdout
+    whole_picture = (folder / "00008/1.png").read_bytes()
+    (folder / "00008/0.png").write_bytes(whole_picture[: len(whole_picture) // 2])
+    (folder / "00008/2.png").write_bytes(whole_picture)
+    done = bench(*words(folder, tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "00008/0.png" in done.stderr
     assert "Traceback" not in done.stderr
+    summary = json.loads((tmp_path / "run/summary.json").read_text("utf-8"))
+    assert summary["images"] == 7
+
+
+def test_a_method_that_fails_on_one_picture_finishes_the_others(seven: Path, tmp_path: Path) -> None:
+    package = tmp_path / "site" / "methods_elsewhere"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "fragile.py").write_text(
+        "from bench.method import MethodSpec, RestorationMethod\n"
+        "class Fragile(RestorationMethod):\n"
+        "    spec = MethodSpec(name='fragile', title='Fragile', references='none')\n"
+        "    def restore(self, batch):\n"
+        "        if '00014/1' in batch.image_ids:\n"
+        "            raise RuntimeError('no luck')\n"
+        "        return batch.lq\n"
+    )
+    metadata = tmp_path / "site" / "elsewhere-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[bench.methods]\nfragile = methods_elsewhere.fragile:Fragile\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{Path.cwd()}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "bench", *words(seven, tmp_path / "run", "batch_size=4", method="fragile")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "00014/1" in done.stdout
+    assert "no luck" in done.stdout
+    table = pd.read_parquet(tmp_path / "run/scores.parquet")
+    missing = table[table["value"].isna()]
+    assert set(missing["image_id"]) == {"00014/1"}
+    assert missing["reason"].str.contains("no luck").all()
 
 
 @pytest.mark.parametrize(
@@ -167,16 +194,16 @@ def test_a_broken_picture_is_reported_and_stops_no_other(seven: Path, tmp_path: 
         (["method=refine", "method.weights=none.safetensors"], 3, "none.safetensors"),
     ],
 )
-def test_mistakes_are_explained(given: list[str], code: int, hint: str) -> None:
-    done = bench("run", *given)
-    assert done.returncode == code, done.stderr
-    assert hint in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 2
+def test_mistakes_are_explained(
+    given: list[str], code: int, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", *given, f"run_dir={tmp_path / 'run'}"]) == code
+    error = capsys.readouterr().err
+    assert hint in error
+    assert len(error.strip().splitlines()) <= 2
 
 
-def test_a_folder_without_pictures(tmp_path: Path) -> None:
+def test_a_folder_without_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "00005").mkdir()
-    done = bench("run", "method=input", "data=celebref_heavy", f"data.root={tmp_path}")
-    assert done.returncode == 3
-    assert "one folder per person" in done.stderr
+    assert main(["run", "method=input", "data=celebref_heavy", f"data.root={tmp_path}"]) == 3
+    assert "one folder per person" in capsys.readouterr().err
