@@ -70,7 +70,14 @@ def same_table(one: Path, other: Path) -> None:
 
 
 def test_the_run_folder_is_complete(whole: Path) -> None:
-    for name in ("config.yaml", "protocol.json", "environment.json", "scores.parquet", "set_scores.parquet", "report.html"):
+    for name in (
+        "config.yaml",
+        "protocol.json",
+        "environment.json",
+        "scores.parquet",
+        "set_scores.parquet",
+        "report.html",
+    ):
         assert (whole / name).is_file(), name
     summary = json.loads((whole / "summary.json").read_text("utf-8"))
     protocol = json.loads((whole / "protocol.json").read_text("utf-8"))
@@ -109,7 +116,9 @@ def test_a_killed_run_goes_on_where_it_stopped(seven: Path, whole: Path, tmp_pat
     done = bench(*words(seven, run_dir, method="refine"))
     assert done.returncode == 0, done.stderr
     same_table(whole, run_dir)
-    assert all(path.stat().st_mtime_ns == moment for path, moment in before.items()), "a finished picture was made twice"
+    assert all(path.stat().st_mtime_ns == moment for path, moment in before.items()), (
+        "a finished picture was made twice"
+    )
 
 
 def test_between_batch_sizes_scores_stay_within_the_bounds(seven: Path, whole: Path, tmp_path: Path) -> None:
