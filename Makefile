@@ -1,0 +1,56 @@
+# make demo   restore the 60 ORL test photographs with ReFine and print the table
+# make test   linters, types and every test
+# make gate   run every method on the 12-picture protocol
+# make lint   linters and types only
+#
+# Everything is installed into $(VENV), with the versions of constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+BENCH := $(BIN)/bench
+PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+WORKERS ?= 2
+
+# One thread a process: the work runs in $(WORKERS) processes, and the numbers depend on no thread count.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: install demo test gate lint
+.DELETE_ON_ERROR:
+
+install: $(VENV)/.installed-dev
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e ".[demo]"
+	touch $@
+
+# basicsr, insightface and pyiqa, which tests compare with, are installed without their dependencies: the first two ask
+# for opencv-python, which would overwrite the files of opencv-python-headless, the third for a training stack that no
+# test touches. What their tested modules import is in the extra `dev`. basicsr is a source archive whose setup.py asks
+# for torch to be built: without build isolation pip takes the environment's setuptools (below 81) and torch, and
+# downloads no second copy.
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP_INSTALL) -e ".[demo,dev]"
+	$(PIP_INSTALL) --no-deps --no-build-isolation basicsr insightface pyiqa
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BENCH) run method=input data=orl_heavy
+	$(BENCH) run method=copy_reference data=orl_heavy
+	$(BENCH) run method=refine data=orl_heavy
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+gate: $(VENV)/.installed
+	set -e; for method in $$($(BIN)/python -c "from bench.registry import method_targets; print(*method_targets())"); do \
+		$(BENCH) run method=$$method data=orl_heavy_ci leaderboard=false run_dir=runs/gate/$$method; \
+	done
