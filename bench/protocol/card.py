@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 from bench.errors import MissingError, UsageError, unknown_name
-from bench.image import is_picture
 from bench.paths import bench_home, resource_root
 
 SPLITS = ("train", "validation", "test")
@@ -145,6 +144,8 @@ def list_photos(card: DatasetCard, root: Path) -> list[Photo]:
         UsageError: The card's layout is unknown.
         MissingError: The folder holds no photographs in this layout.
     """
+    from bench.image import is_picture
+
     if card.layout != "identity_folders":
         raise unknown_name(f"layout in the data card {card.name}", card.layout, ["identity_folders"])
     pattern, photo_pattern = re.compile(card.identity_pattern), re.compile(card.photo_pattern)
