@@ -138,10 +138,42 @@ def compose(config: str, words: list[str]) -> dict[str, Any]:
         plain: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, config, given) from error
+    _check_values(plain)
     if isinstance(plain["data"].get("degradation"), str):
         plain["data"]["degradation"] = read_preset("degradation", plain["data"]["degradation"])
     settings: dict[str, Any] = plain
     return settings
+
+
+def _check_values(settings: dict[str, Any]) -> None:
+    """Checks types and ranges that composing does not.
+
+    Raises:
+        UsageError: A value is of the wrong kind; the message names the key.
+    """
+    data, trainer = settings["data"], settings["trainer"]
+    least: dict[str, tuple[Any, int]] = {
+        "batch_size": (settings.get("batch_size"), 1),
+        "data.size": (data["size"], 16),
+        "data.references": (data["references"], 0),
+        "data.targets": (data["targets"], 1),
+        "trainer.max_steps": (trainer["max_steps"], 1),
+        "trainer.num_workers": (trainer["num_workers"], 0),
+        "trainer.threads": (trainer["threads"], 1),
+        "checkpoint_every": (settings.get("checkpoint_every", 1), 1),
+    }
+    for key, (value, smallest) in least.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < smallest):
+            raise UsageError(f"{key} must be a whole number of at least {smallest}, got {value!r}.")
+    for key, value in (("seed", settings["seed"]), ("data.seed", data["seed"])):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise UsageError(f"{key} must be a whole number, got {value!r}.")
+    if data["split"] not in ("train", "validation", "test"):
+        raise unknown_name("value of data.split", str(data["split"]), ("train", "validation", "test"))
+    if "metrics" in settings and not isinstance(settings["metrics"]["names"], list):
+        raise UsageError(
+            f"metrics.names must be a list in brackets, such as [id,haarpsi], got {settings['metrics']['names']!r}."
+        )
 
 
 def _into_sizes(word: str, method: str) -> list[str]:

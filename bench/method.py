@@ -46,11 +46,13 @@ class RestorationMethod(LightningModule):
         spec: What the method is and needs.
         native_size: Side of the square pictures the network works on, in pixels; None for any size.
         size: Which preset was built ("paper", "demo"); None where there is only one.
+        architecture_keys: Settings that the weights were trained with and cannot be used without.
         optimizer_steps_per_batch: How often an optimiser steps per training batch. Lightning's
             `max_steps` counts these, ours counts batches.
     """
 
     spec: ClassVar[MethodSpec]
+    architecture_keys: ClassVar[tuple[str, ...]] = ()
     optimizer_steps_per_batch: int = 1
     native_size: int | None = None
     size: str | None = None
@@ -64,6 +66,13 @@ class RestorationMethod(LightningModule):
     def label(self) -> str:
         """Name of the row in tables, such as `refine@demo`."""
         return f"{self.spec.name}@{self.size}" if self.size else self.spec.name
+
+    def prepare_training(self) -> None:
+        """Builds what only training needs, before optimisers are made or a checkpoint is read."""
+
+    def conditions(self) -> dict[str, str]:
+        """Whatever else decides the pictures: hashes of frozen networks that are not in the weights file."""
+        return {}
 
     def restore(self, batch: FaceBatch) -> Tensor:
         """Restores a batch.

@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from bench.config import compose
 
     config = compose("run", arguments.overrides)
+    # Before numpy and torch are loaded: what they size their thread pools by.
     os.environ.setdefault("OMP_NUM_THREADS", str(config["trainer"]["threads"]))
     from bench.runs.quiet import quiet_lightning
     from bench.runs.run import run as run_method
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(summary))
     else:
-        _print_summary(summary, os.environ["BENCH_RUN_DIR"])
+        _print_summary(summary, summary["run_dir"])
     return 4 if summary["failed"] else 0
 
 
@@ -78,13 +79,15 @@ def _sweep(arguments: argparse.Namespace) -> int:
     import sys
 
     from bench.config import expand_sweep
+    from bench.errors import UsageError
 
     jobs = expand_sweep(arguments.overrides)
+    if len(jobs) > 1 and any(word.startswith("run_dir=") for word in arguments.overrides):
+        raise UsageError("run_dir= with -m would send every job to one folder. Leave it out: each job gets its own.")
     worst = 0
     for position, words in enumerate(jobs, start=1):
         print(f"[{position}/{len(jobs)}] bench run {' '.join(words)}", file=sys.stderr, flush=True)
         flags = ["--json"] if arguments.json else []
-        worst = max(
-            worst, subprocess.run([sys.executable, "-m", "bench", "run", *words, *flags], check=False).returncode
-        )
+        code = subprocess.run([sys.executable, "-m", "bench", "run", *words, *flags], check=False).returncode
+        worst = max(worst, code if code >= 0 else 1)
     return worst

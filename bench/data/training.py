@@ -19,7 +19,7 @@ from bench.errors import MissingError
 from bench.image import read_image
 from bench.protocol.alignment import warp
 from bench.protocol.card import data_root, list_photos, load_card, split_identities
-from bench.protocol.protocol import DataSettings, PhotoAligner, ProtocolPhoto
+from bench.protocol.protocol import DataSettings, PhotoAligner, ProtocolPhoto, readable
 from bench.seeds import derive_seed
 
 
@@ -85,11 +85,9 @@ class TrainingPairs(IterableDataset[FaceBatch]):
         chosen = set(split_identities(card, sorted({photo.identity for photo in photos}))[split])
         aligner = PhotoAligner(card, self.root, self.size)
         self.people: dict[str, list[TrainingPhoto]] = {}
-        for photo in photos:
-            if photo.identity in chosen:
-                aligned = aligner.align(photo)
-                if aligned.points is not None:
-                    self.people.setdefault(photo.identity, []).append(TrainingPhoto(photo.identity, aligned))
+        for identity in sorted(chosen):
+            aligned = readable([photo for photo in photos if photo.identity == identity], aligner)
+            self.people[identity] = [TrainingPhoto(identity, photo) for photo in aligned if photo.points is not None]
         self.people = {name: own for name, own in self.people.items() if len(own) > settings.references}
         if not self.people:
             raise MissingError(f"{self.root} has no {split} identity with {settings.references + 1} photographs.")

@@ -124,9 +124,9 @@ class Downscale(Operator):
         self.scale = check_range(self.name, "scale", scale, low=1e-3)
 
     def scaled(self, factor: float) -> Downscale:
-        """Scales the range, so that the smallest picture keeps its size in pixels; never below 1x1."""
-        low, high = self.scale
-        return Downscale((low * factor if low > 1 else low, max(high * factor, low)))
+        """Scales the range, so that the smallest picture keeps its size in pixels; never to below a factor of 1."""
+        low, high = (max(1.0, bound * factor) if bound > 1 else bound for bound in self.scale)
+        return Downscale((low, high))
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
         """Draws the factor and fixes the size in pixels, rounded down as in the published chains."""

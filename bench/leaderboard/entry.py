@@ -89,8 +89,9 @@ def entry_from_run(run_dir: Path, reported_by: str | None = None) -> dict[str, A
 
 
 def entry_path(entry: dict[str, Any], root: Path) -> Path:
-    """File of an entry: `<root>/<protocol>/<method label>@<revision>.json`."""
-    return root / str(entry["protocol"]) / f"{entry['method']}@{entry['revision']}.json"
+    """File of an entry: `<root>/<protocol>/<method label>@<revision>.json`, with `-seedN` unless the seed is 0."""
+    seed = f"-seed{entry['seed']}" if entry["seed"] else ""
+    return root / str(entry["protocol"]) / f"{entry['method']}@{entry['revision']}{seed}.json"
 
 
 def read_entries(*folders: Path) -> list[dict[str, Any]]:
@@ -205,6 +206,26 @@ def add(
                 )
     write_json(path, entry)
     return path
+
+
+def same_scores_listed(summary: dict[str, Any], roots: Sequence[Path], tolerance: float = 1e-6) -> bool:
+    """Whether a board lists this method revision and seed already, with the same means.
+
+    Running a shipped method again would otherwise rewrite its entry with nothing new but the clock.
+    """
+    for root in roots:
+        path = entry_path(
+            {key: summary[key] for key in ("protocol", "method", "seed")} | {"revision": summary["method_revision"]},
+            root,
+        )
+        if not path.is_file():
+            continue
+        listed = read_entry(path)
+        if listed["protocol_id"] != summary["protocol_id"] or listed["metrics"].keys() != summary["metrics"].keys():
+            return False
+        pairs = [(own["mean"], listed["metrics"][name]["mean"]) for name, own in summary["metrics"].items()]
+        return all(one == other or (one and other and abs(one - other) <= tolerance) for one, other in pairs)
+    return False
 
 
 def _identity_images(run_dir: Path, scores: Any) -> dict[str, int]:

@@ -13,7 +13,7 @@ Mark = Literal["best", "tied", "untested"]
 
 INPUT = "input"
 COPY = "copy_reference"
-ORDER_BY = ("id", "haarpsi", "psnr")
+ORDER_BY = ("id", "haarpsi", "psnr_y")
 
 
 @dataclass(frozen=True)

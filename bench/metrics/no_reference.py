@@ -8,7 +8,7 @@ from bench.metrics.common import scores, version
 from bench.metrics.metric import Metric, Score, ScoringBatch
 
 NIQE_SMALLEST = 192
-_INSTALL = 'install it with: pip install "face-restoration-bench[iqa]"'
+_INSTALL = 'install it with: pip install "face-restoration-bench[full]"'
 
 
 class Niqe(Metric):

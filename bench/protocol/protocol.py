@@ -100,6 +100,7 @@ class Protocol:
     size: int
     seed: int
     degradation: dict[str, Any]
+    selection: dict[str, Any]
     images: tuple[ProtocolImage, ...]
     id: str
 
@@ -124,6 +125,7 @@ class Protocol:
             "size": self.size,
             "seed": self.seed,
             "degradation": self.degradation,
+            "selection": self.selection,
             "identities": len({image.identity for image in self.images}),
             "images": [
                 {
@@ -152,7 +154,7 @@ class Protocol:
             )
             for image in record["images"]
         )
-        keys = ("name", "title", "card", "split", "size", "seed", "degradation", "id")
+        keys = ("name", "title", "card", "split", "size", "seed", "degradation", "selection", "id")
         return cls(**{key: record[key] for key in keys}, images=images)
 
 
@@ -256,7 +258,7 @@ class PhotoAligner:
         matrix = np.array([[scale, 0.0, (scale - 1) / 2], [0.0, scale, (scale - 1) / 2]])
         found = _landmark_file(path)
         if found is None:
-            found = _detected_points(image)
+            found = _detected_points(image, digest)
         placed = None if found is None else np.round(transform_points(found, matrix), POINT_DECIMALS)
         return ProtocolPhoto(photo.path, digest, matrix, placed)
 
@@ -275,11 +277,17 @@ def _landmark_file(path: Path) -> np.ndarray | None:
     return np.stack([points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]])
 
 
-def _detected_points(image: np.ndarray) -> np.ndarray | None:
-    from bench.faces.detector import detect_main_face
+def _detected_points(image: np.ndarray, digest: str) -> np.ndarray | None:
+    """Points of the largest face; detected once per file and detector, then read from the cache."""
+    from bench.faces.detector import detect_main_face, detector_identity
 
-    face = detect_main_face(image)
-    return None if face is None else face.points
+    name = sha256_bytes(f"{digest} {detector_identity()}".encode())
+    cached = bench_home() / "points" / name[:2] / f"{name}.json"
+    if not cached.is_file():
+        face = detect_main_face(image)
+        write_json(cached, None if face is None else face.points.tolist())
+    points = json.loads(cached.read_text("utf-8"))
+    return None if points is None else np.asarray(points, dtype=np.float64)
 
 
 def plan_images(settings: DataSettings, root: Path) -> tuple[ProtocolImage, ...]:
@@ -294,8 +302,9 @@ def plan_images(settings: DataSettings, root: Path) -> tuple[ProtocolImage, ...]
     for photo in photos:
         by_identity.setdefault(photo.identity, []).append(photo)
     least = settings.references + (settings.targets or 1)
-    enough = [identity for identity, own in by_identity.items() if len(own) >= least]
-    chosen = split_identities(card, enough)[settings.split]
+    # Split first: who is tested must not depend on how many photographs a protocol asks for.
+    split = split_identities(card, list(by_identity))[settings.split]
+    chosen = [identity for identity in split if len(by_identity[identity]) >= least]
     if not chosen:
         raise MissingError(
             f"No identity of the {settings.split} split of {card.name} in {root} has the {least} photographs that "
@@ -305,7 +314,7 @@ def plan_images(settings: DataSettings, root: Path) -> tuple[ProtocolImage, ...]
     images = []
     for identity in sorted(chosen, key=natural_key):
         wanted = None if settings.targets is None else settings.references + settings.targets
-        own = list(islice(_readable(by_identity[identity], aligner), wanted))
+        own = list(islice(readable(by_identity[identity], aligner), wanted))
         references, targets = tuple(own[: settings.references]), own[settings.references :]
         stems = [Path(photo.path).stem for photo in targets]
         for target, stem in zip(targets, stems, strict=True):
@@ -314,7 +323,7 @@ def plan_images(settings: DataSettings, root: Path) -> tuple[ProtocolImage, ...]
     return tuple(images)
 
 
-def _readable(photos: list[Photo], aligner: PhotoAligner) -> Iterator[ProtocolPhoto]:
+def readable(photos: list[Photo], aligner: PhotoAligner) -> Iterator[ProtocolPhoto]:
     """Aligned photographs; one that cannot be decoded is named on standard error and left out."""
     for photo in photos:
         try:
@@ -385,8 +394,8 @@ def _check(expected: str | None, pixels: np.ndarray, what: str, suspects: str) -
     if expected is not None and (found := sha256_bytes(pixels.tobytes())) != expected:
         raise ProtocolMismatchError(
             f"The pixels of {what} are not those the protocol was frozen with (SHA-256 {found[:12]}…, expected "
-            f"{expected[:12]}…). What differs here is the version of the {suspects}; install the versions in "
-            "constraints.txt."
+            f"{expected[:12]}…). Most likely another version of the {suspects} is installed; the versions in "
+            "constraints.txt are those it was frozen with."
         )
 
 
@@ -417,6 +426,7 @@ def _unfrozen(settings: DataSettings, root: Path) -> Protocol:
         size=settings.size,
         seed=settings.seed,
         degradation=degradation,
+        selection={"references": settings.references, "targets": settings.targets},
         images=images,
         id=identifier,
     )
@@ -457,10 +467,19 @@ def _explain_difference(frozen: Protocol, planned: Protocol) -> None:
 
     def settings(protocol: Protocol) -> Any:
         degradation = {key: value for key, value in protocol.degradation.items() if key != "versions"}
-        return degradation, protocol.size, protocol.seed, protocol.split, protocol.card
+        return degradation, protocol.size, protocol.seed, protocol.split, protocol.card, protocol.selection
 
-    if settings(frozen) != settings(planned) or frozen.image_ids != planned.image_ids:
+    if settings(frozen) != settings(planned):
         return
+    if frozen.image_ids != planned.image_ids:
+        absent = sorted(set(frozen.image_ids) - set(planned.image_ids))
+        surplus = sorted(set(planned.image_ids) - set(frozen.image_ids))
+        raise ProtocolMismatchError(
+            f"Your copy of {frozen.card} does not give the pictures of the protocol {frozen.name} ({frozen.id}): "
+            f"{len(absent)} are missing ({', '.join(absent[:3]) or 'none'}), {len(surplus)} are new "
+            f"({', '.join(surplus[:3]) or 'none'}). Repair the data set, or give your protocol a name of its own "
+            "(data.name=…)."
+        )
     ours, theirs = planned.degradation["versions"], frozen.degradation["versions"]
     changed = [
         f"{name} v{theirs.get(name)} → v{version}" for name, version in ours.items() if theirs.get(name) != version

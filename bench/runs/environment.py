@@ -58,7 +58,9 @@ def versions() -> dict[str, str]:
 
 def code_revision() -> str | None:
     """Git commit of the checkout (with `+changes` when files differ from it); None in an installation."""
-    folder = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "--short=12", "HEAD"],
@@ -69,7 +71,7 @@ def code_revision() -> str | None:
             check=True,
         ).stdout.strip()
         changed = subprocess.run(
-            ["git", "status", "--porcelain", "--", "bench", "methods", "configs"],
+            ["git", "status", "--porcelain", "--", "bench", "methods", "configs", "datasets"],
             cwd=folder, capture_output=True, text=True, timeout=10, check=True,
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.SubprocessError):

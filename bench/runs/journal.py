@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ class Journal:
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds one line. A line cut off by a kill is closed first, so that it spoils no other."""
-        content = json.dumps(record, ensure_ascii=False) + "\n"
+        content = json.dumps({"at": time.time(), **record}, ensure_ascii=False) + "\n"
         with self.path.open("ab+") as stream:
             if stream.tell():
                 stream.seek(-1, 2)
@@ -31,7 +32,7 @@ class Journal:
 
 
 def read_journals(folder: Path) -> list[dict[str, Any]]:
-    """Every whole line of every journal in a folder."""
+    """Every whole line of every journal in a folder, oldest first."""
     records = []
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_bytes().splitlines():
@@ -39,4 +40,4 @@ def read_journals(folder: Path) -> list[dict[str, Any]]:
                 records.append(json.loads(line))
             except ValueError:
                 continue
-    return records
+    return sorted(records, key=lambda record: record["at"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -20,11 +19,13 @@ from bench.paths import runs_root
 from bench.protocol.card import data_root, load_card
 from bench.protocol.protocol import DataSettings, Protocol, ProtocolPictures, load_protocol, require_images
 from bench.registry import load_method, load_metric
-from bench.runs.environment import environment
 from bench.weights.method_weights import read_weights, weights_path
 
 OVERWRITE = ("never", "missing", "always")
-RUN_DIR_VARIABLE = "BENCH_RUN_DIR"
+GENERATED = (
+    "restored", "journal", "environment.json", "scores.parquet", "set_scores.parquet", "summary.json", "report.html",
+    "mlflow.json",
+)  # fmt: skip
 
 
 @dataclass
@@ -107,11 +108,28 @@ def build_method(config: dict[str, Any]) -> tuple[RestorationMethod, str, Path |
         key: value for key, value in settings.items() if key not in ("weights", "training", "optimiser", "losses")
     }
     if path is not None:
-        state, _ = read_weights(path)
-        method.load_weights_state(state)
+        state, metadata = read_weights(path)
+        _check_architecture(method, metadata, path)
+        try:
+            method.load_weights_state(state)
+        except RuntimeError as error:
+            raise UsageError(f"The weights {path} do not fit {method.label}: {str(error).splitlines()[0]}") from error
         identity["weights_sha256"] = sha256_file(path)
+    identity |= {"precision": config["trainer"]["precision"], "conditions": method.conditions()}
     method.eval().requires_grad_(False)
     return method, sha256_bytes(json.dumps(identity, sort_keys=True).encode("utf-8"))[:12], path
+
+
+def _check_architecture(method: RestorationMethod, metadata: dict[str, str], path: Path) -> None:
+    """Refuses weights that were trained with another architecture or ablation."""
+    stored = json.loads(metadata.get("settings", "{}"))
+    for key in method.architecture_keys:
+        if key in stored and stored[key] != method.settings.get(key):
+            raise UsageError(
+                f"The weights {path} were trained with method.{key}={stored[key]}, this run has "
+                f"{method.settings.get(key)}. Give the same settings, or train again: bench train "
+                f"method={method.spec.name}."
+            )
 
 
 def plan(config: dict[str, Any]) -> RunPlan:
@@ -130,24 +148,26 @@ def plan(config: dict[str, Any]) -> RunPlan:
     protocol = load_protocol(settings)
     require_images(protocol)
     method, revision, weights = build_method(config)
-    default = runs_root() / protocol.name / f"{method.label}-{revision[:8]}-{protocol.id[:8]}-seed{config['seed']}"
-    given = os.environ.get(RUN_DIR_VARIABLE) or config["run_dir"]
-    run_dir = Path(given).expanduser() if given else default
-    child = "LOCAL_RANK" in os.environ and os.environ.get("LOCAL_RANK") != "0"
-    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
-    if not child:
-        _claim(run_dir, config, protocol, method, revision)
+    run_dir = runs_root() / protocol.name / f"{method.label}-{revision[:8]}-{protocol.id[:8]}-seed{config['seed']}"
+    if config["run_dir"]:
+        run_dir = Path(config["run_dir"]).expanduser()
     root = data_root(load_card(protocol.card), settings.root)
     return RunPlan(config, protocol, ProtocolPictures(protocol, root), method, revision, weights, metrics, run_dir)
 
 
-def _claim(run_dir: Path, config: dict[str, Any], protocol: Protocol, method: RestorationMethod, revision: str) -> None:
-    """Writes protocol, configuration and environment into the folder, unless it is another run's."""
+def claim(plan: RunPlan) -> None:
+    """Writes protocol and configuration into the run folder, unless it is another run's.
+
+    Raises:
+        UsageError: The folder belongs to another run, or is no run folder at all.
+    """
+    run_dir, config, protocol = plan.run_dir, plan.config, plan.protocol
     mark = {
         "protocol_id": protocol.id,
-        "method": method.label,
-        "method_revision": revision,
+        "method": plan.method.label,
+        "method_revision": plan.revision,
         "seed": config["seed"],
+        "batch_size": config["batch_size"],
     }
     marker = run_dir / "run.json"
     if run_dir.is_file():
@@ -164,21 +184,13 @@ def _claim(run_dir: Path, config: dict[str, Any], protocol: Protocol, method: Re
             )
         if config["overwrite"] == "never":
             raise UsageError(f"The folder {run_dir} holds this run already (overwrite=never).")
-    elif run_dir.is_dir() and not marker.is_file() and any(run_dir.iterdir()):
+    elif not marker.is_file() and any(path.name[0] != "." for path in run_dir.iterdir()):
         raise UsageError(f"The folder {run_dir} is not empty and no run folder. Choose another run_dir.")
     if config["overwrite"] == "always":
-        for name in (
-            "restored",
-            "journal",
-            "scores.parquet",
-            "set_scores.parquet",
-            "summary.json",
-            "report.html",
-            "mlflow.json",
-        ):
+        for name in GENERATED:
             path = run_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    # The mark comes first: a folder that has it can always be finished or replaced.
+    write_json(marker, mark)
     write_text(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     write_json(run_dir / "protocol.json", protocol.as_dict())
-    write_json(run_dir / "environment.json", environment())
-    write_json(marker, mark)

@@ -9,10 +9,39 @@ from typing import Any
 from lightning import Callback, Trainer
 
 
-class ProgressLines(Callback):
-    """Prints batches done, seconds per batch, time left and the loss, to standard error.
+class Progress:
+    """Counts work that is done and prints it with the time left, to standard error.
 
     On a terminal the line is rewritten in place; elsewhere a new one is printed every 30 seconds.
+
+    Args:
+        verb: What is done to each unit ("restored").
+        count: Units in all.
+        done: Units that were done before.
+    """
+
+    def __init__(self, verb: str, count: int, done: int = 0) -> None:
+        self.verb, self.count, self.done, self.first = verb, count, done, done
+        self.started = self.printed = time.monotonic()
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """Notes that `units` more are done, and prints if it is time."""
+        self.done += units
+        now = time.monotonic()
+        terminal = sys.stderr.isatty()
+        ended = self.done >= self.count
+        if now - self.printed < (0.5 if terminal else 30) and not (ended and terminal):
+            return
+        self.printed = now
+        seconds = (now - self.started) / max(1, self.done - self.first)
+        left = format_seconds((self.count - self.done) * seconds)
+        line = f"{self.verb} {self.done}/{self.count}  {seconds:.2f} s each  {left} left  {note}"
+        end = "\n" if ended or not terminal else ""
+        print(f"\r{line}   " if terminal else line, end=end, file=sys.stderr, flush=True)  # noqa: T201
+
+
+class ProgressLines(Callback):
+    """Prints the progress of a training.
 
     Args:
         batches: Batches of the whole training.
@@ -20,36 +49,17 @@ class ProgressLines(Callback):
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
-        self.started = self.printed = 0.0
-        self.first = 0
+        self.progress: Progress | None = None
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         """Starts the clock."""
-        self.started = self.printed = time.monotonic()
-        self.first = int(getattr(module, "batches_done", 0))
+        self.progress = Progress("trained", self.batches, int(getattr(module, "batches_done", 0)))
 
-    def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Prints, if it is time."""
-        now = time.monotonic()
-        terminal = sys.stderr.isatty()
-        done = int(getattr(module, "batches_done", trainer.global_step))
-        if not trainer.is_global_zero or (now - self.printed < (0.5 if terminal else 30) and done < self.batches):
-            return
-        self.printed = now
-        seconds = (now - self.started) / max(1, done - self.first)
         loss = trainer.callback_metrics.get("train/total")
-        line = (
-            f"batch {done}/{self.batches}  {seconds:.2f} s each  "
-            f"{format_seconds((self.batches - done) * seconds)} left  loss {float(loss):.4f}"
-            if loss is not None
-            else f"batch {done}/{self.batches}"
-        )
-        print(f"\r{line}   " if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)  # noqa: T201
-
-    def on_train_end(self, *_: Any) -> None:
-        """Ends the line."""
-        if sys.stderr.isatty():
-            print(file=sys.stderr)  # noqa: T201
+        if trainer.is_global_zero and self.progress is not None:
+            self.progress.advance(1, f"loss {float(loss):.4f}" if loss is not None else "")
 
 
 def format_seconds(seconds: float) -> str:

@@ -18,6 +18,7 @@ from bench.protocol.protocol import ProtocolImage
 from bench.runs.journal import Journal
 from bench.runs.pictures import restored_path
 from bench.runs.plan import RunPlan
+from bench.runs.progress import Progress
 
 
 class PictureWriter(Callback):
@@ -26,10 +27,12 @@ class PictureWriter(Callback):
     Args:
         run_dir: The run folder.
         journal: Journal of this process.
+        count: Pictures of this process.
     """
 
-    def __init__(self, run_dir: Path, journal: Journal) -> None:
+    def __init__(self, run_dir: Path, journal: Journal, count: int) -> None:
         self.run_dir, self.journal = run_dir, journal
+        self.progress = Progress("restored", count)
 
     def on_predict_batch_end(
         self,
@@ -44,6 +47,8 @@ class PictureWriter(Callback):
         for image_id, (result, seconds) in zip(batch.image_ids, outputs, strict=True):
             reason = _write(restored_path(self.run_dir, image_id), result)
             self.journal.append({"image_id": image_id, "seconds": seconds, "reason": reason})
+        if trainer.is_global_zero:
+            self.progress.advance(len(batch))
 
 
 def _write(path: Path, result: torch.Tensor | Exception) -> str | None:
@@ -83,14 +88,15 @@ def restore(plan: RunPlan, trainer: Trainer, images: Sequence[ProtocolImage]) ->
         journal.append({"image_id": image_id, "seconds": None, "reason": reason})
 
     dataset = EvaluationPictures(plan.pictures, images, plan.config["seed"])
+    sampler = EvaluationSampler(len(images), rank, world_size)
     loader = DataLoader(
         dataset,
         batch_size=int(plan.config["batch_size"]),
-        sampler=EvaluationSampler(len(images), rank, world_size),
+        sampler=sampler,
         collate_fn=Collate(note_failure),
         num_workers=int(plan.config["trainer"]["num_workers"]),
     )
-    trainer.callbacks.append(PictureWriter(plan.run_dir, journal))  # type: ignore[attr-defined]
+    trainer.callbacks.append(PictureWriter(plan.run_dir, journal, len(sampler)))  # type: ignore[attr-defined]
     trainer.predict(plan.method, loader, return_predictions=False, weights_only=True)
 
 

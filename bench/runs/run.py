@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import statistics
 import sys
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
+from filelock import FileLock, Timeout
 from lightning import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from bench.errors import BenchError, IncompleteError
+from bench.errors import BenchError, IncompleteError, UsageError
 from bench.files import write_json
 from bench.protocol.protocol import committed_path
 from bench.registry import load_metric
 from bench.runs.environment import environment
-from bench.runs.journal import read_journals
-from bench.runs.plan import RunPlan, plan
+from bench.runs.journal import Journal, read_journals
+from bench.runs.pictures import restored_path
+from bench.runs.plan import RunPlan, claim, plan
+from bench.runs.processes import is_first_process, shared_run_dir
 from bench.runs.restore import restore, work_list
 from bench.runs.score import all_records, failed_restorations, score_share
 from bench.runs.trainer import trainer_options
@@ -31,25 +37,46 @@ def run(config: dict[str, Any]) -> dict[str, Any] | None:
         config: The composed `configs/run.yaml`.
 
     Returns:
-        The summary, as in `summary.json`; None in every process but the first.
+        The summary, as in `summary.json`, and its `run_dir`; None in every process but the first.
 
     Raises:
-        UsageError: Wrong settings, or the run folder belongs to another run.
+        UsageError: Wrong settings, or the run folder belongs to another run or is in use.
         MissingError: Data, weights or a package are absent.
         IncompleteError: The score table does not hold exactly the protocol's pictures.
     """
-    current = plan(config)
     options = trainer_options(config["trainer"], training=False)
-    trainer = Trainer(**options, logger=False, enable_checkpointing=False, use_distributed_sampler=False)
-    # Lightning starts the other processes inside predict; the list must be written before.
-    images = work_list(current, first_process=trainer.global_rank == 0)
+    current = plan(config)
+    with shared_run_dir(current.run_dir) as current.run_dir:
+        if not is_first_process():
+            return _stages(current, options)
+        current.run_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(current.run_dir / ".lock")
+        try:
+            with lock.acquire(blocking=False):
+                claim(current)
+                return _stages(current, options)
+        except Timeout as error:
+            raise UsageError(f"Another process is working in {current.run_dir}. Wait for it to end.") from error
+
+
+def _stages(current: RunPlan, options: dict[str, Any]) -> dict[str, Any] | None:
+    # Lightning starts the other processes inside predict; the list is written before.
+    images = work_list(current, is_first_process())
+    try:
+        trainer = Trainer(**options, logger=False, enable_checkpointing=False, use_distributed_sampler=False)
+    except (ValueError, MisconfigurationException) as error:
+        raise UsageError(f"The trainer settings do not work here: {error}") from error
+    if is_first_process() and (images or not (current.run_dir / "environment.json").is_file()):
+        # A later call that restores nothing must not pass for the one that made the pictures.
+        write_json(current.run_dir / "environment.json", environment())
     restore(current, trainer, images)
+    if images:
+        memory = Journal(current.run_dir / "journal" / "memory", trainer.global_rank)
+        memory.append({"peak_memory_mb": peak_memory_mb(trainer.strategy.root_device)})
     trainer.strategy.barrier("restored")
     score_share(current, trainer.global_rank, trainer.world_size)
     trainer.strategy.barrier("scored")
-    if trainer.global_rank != 0:
-        return None
-    return record(current, trainer.world_size)
+    return record(current, trainer.world_size) if trainer.global_rank == 0 else None
 
 
 def record(current: RunPlan, world_size: int) -> dict[str, Any]:
@@ -68,8 +95,15 @@ def record(current: RunPlan, world_size: int) -> dict[str, Any]:
     write_table(frame, current.run_dir / "scores.parquet")
     write_table(empty_set_scores(), current.run_dir / "set_scores.parquet", SET_SCHEMA)
     method, spec = current.method, current.method.spec
-    failed = failed_restorations(current.run_dir)
-    restored = [entry for entry in read_journals(current.run_dir / "journal" / "restore") if entry["seconds"]]
+    failed = _failed(current)
+    journals = current.run_dir / "journal"
+    seconds = {
+        entry["image_id"]: entry["seconds"]
+        for entry in read_journals(journals / "restore")
+        if entry["seconds"] is not None
+    }
+    peaks = [entry["peak_memory_mb"] for entry in read_journals(journals / "memory")]
+    made_with = json.loads((current.run_dir / "environment.json").read_text("utf-8"))
     summary: dict[str, Any] = {
         "schema": 1,
         "protocol": current.protocol.name,
@@ -85,26 +119,33 @@ def record(current: RunPlan, world_size: int) -> dict[str, Any]:
         "metrics": summarise(
             frame, {name: load_metric(name) for name in current.metrics}, of=len(current.protocol.images)
         ),
-        "seconds_per_image": statistics.median(entry["seconds"] for entry in restored) if restored else None,
-        "peak_memory_mb": peak_memory_mb(),
+        "seconds_per_image": statistics.median(seconds.values()) if seconds else None,
+        "peak_memory_mb": max(peaks) if peaks else None,
         "parameters": sum(parameter.numel() for parameter in method.parameters()),
         "world_size": world_size,
         "batch_size": current.config["batch_size"],
         "failed": failed,
-        **environment(),
+        **made_with,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "licence": spec.licence,
         "paper": spec.paper,
     }
     write_json(current.run_dir / "summary.json", summary)
-    _publish(current)
-    return summary
+    _publish(current, summary)
+    return summary | {"run_dir": str(current.run_dir)}
 
 
-def _publish(current: RunPlan) -> None:
+def _failed(current: RunPlan) -> dict[str, str]:
+    """Why each picture that is not there is not there."""
+    reasons = failed_restorations(current.run_dir)
+    absent = [name for name in current.protocol.image_ids if not restored_path(current.run_dir, name).is_file()]
+    return {name: reasons.get(name, "the restored picture is missing") for name in absent}
+
+
+def _publish(current: RunPlan, summary: dict[str, Any]) -> None:
     """Report, leaderboard entry, board and MLflow; what fails here is said and loses no scores."""
     from bench.leaderboard.board import redraw
-    from bench.leaderboard.entry import add, board_roots
+    from bench.leaderboard.entry import add, board_roots, same_scores_listed
     from bench.report.report import write_report
     from bench.tracking.mlflow_store import record_run
 
@@ -112,15 +153,31 @@ def _publish(current: RunPlan) -> None:
         write_report([current.run_dir], current.run_dir / "report.html")
     except Exception as error:
         _say(f"the report was not written ({error}); try: bench report {current.run_dir}")
-    is_committed = committed_path(current.protocol.name).is_file()
-    if current.config["leaderboard"] and is_committed and not failed_restorations(current.run_dir):
+    if current.config["leaderboard"] and (obstacle := _not_for_the_board(current, summary)) is None:
         try:
             root, *others = board_roots()
-            add(current.run_dir, root, others=others)
-            redraw(root, [current.protocol.name])
+            if not same_scores_listed(summary, [root, *others]):
+                add(current.run_dir, root, others=others)
+                redraw(root, [current.protocol.name])
         except (BenchError, OSError) as error:
-            _say(f"no leaderboard entry was added: {error}")
+            obstacle = str(error)
+        if obstacle:
+            _say(f"no leaderboard entry was added: {obstacle}")
     record_run(current.run_dir)
+
+
+def _not_for_the_board(current: RunPlan, summary: dict[str, Any]) -> str | None:
+    """Why a run stands on no board: only whole runs on a committed protocol with shipped weights do by themselves."""
+    committed = committed_path(current.protocol.name)
+    if not committed.is_file() or json.loads(committed.read_text("utf-8"))["id"] != current.protocol.id:
+        return "its protocol is not a committed one"
+    if summary["failed"]:
+        return "some pictures failed"
+    if missing := sorted(set(current.config["metrics"].get("claims", [])) - set(current.metrics)):
+        return f"the metrics {', '.join(missing)} were not computed"
+    if current.config["method"].get("weights"):
+        return "the weights are your own; add it with: bench leaderboard add RUN"
+    return None
 
 
 def _say(message: str) -> None:
@@ -148,11 +205,9 @@ def _rows(current: RunPlan) -> list[ScoreRow]:
     ]
 
 
-def peak_memory_mb() -> float:
-    """Peak memory of this process, or of the GPU it used, in MB."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in MB: of the GPU if the method ran on one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from bench.registry import load_metric
 from bench.runs.journal import Journal, read_journals
 from bench.runs.pictures import restored_path
 from bench.runs.plan import RunPlan
+from bench.runs.progress import Progress
 
 Scores = dict[str, Score]
 
@@ -53,10 +53,14 @@ def score_share(plan: RunPlan, rank: int, world_size: int) -> None:
     metrics = [load_metric(name)() for name in plan.metrics]
     journal = Journal(plan.run_dir / "journal" / "score", rank)
     done = finished_scores(plan, metrics)
-    mine = [image for image in plan.protocol.images if image.image_id not in done][rank::world_size]
+    # Shares are cut before the journals are looked at, which another process may be writing.
+    mine = [image for image in plan.protocol.images[rank::world_size] if image.image_id not in done]
     failures = failed_restorations(plan.run_dir)
     size = int(plan.config["batch_size"])
+    progress = Progress("scored", len(mine))
     for chunk in _chunks(mine, size):
+        if rank == 0:
+            progress.advance(len(chunk))
         readable, restored = [], []
         for image in chunk:
             path = restored_path(plan.run_dir, image.image_id)
@@ -81,6 +85,10 @@ def score_pictures(
     metrics: Sequence[Metric],
 ) -> list[Scores]:
     """Scores of some pictures by every metric; what cannot be scored is null with its reason."""
+    if len(images) > 1 and len({_known(image) for image in images}) > 1:
+        # What one picture lacks must not cost another its score.
+        pairs = zip(images, restored, strict=True)
+        return [own for image, picture in pairs for own in score_pictures(pictures, [image], [picture], metrics)]
     try:
         batch = scoring_batch(pictures, images, restored)
     except BenchError as error:
@@ -90,6 +98,11 @@ def score_pictures(
         return [own for image, picture in pairs for own in score_pictures(pictures, [image], [picture], metrics)]
     by_metric = {metric.name: metric.score_batch(batch) for metric in metrics}
     return [{name: scores[row] for name, scores in by_metric.items()} for row in range(len(images))]
+
+
+def _known(image: ProtocolImage) -> tuple[bool, bool]:
+    """Whether the points of the ground truth are known, and whether there are references."""
+    return image.source.points is not None, bool(image.references)
 
 
 def _chunks(images: Sequence[ProtocolImage], size: int) -> Iterator[Sequence[ProtocolImage]]:
@@ -109,33 +122,34 @@ def _record(image: ProtocolImage, digest: str | None, scores: Scores, metrics: S
 def finished_scores(plan: RunPlan, metrics: Sequence[Metric]) -> dict[str, dict[str, Any]]:
     """Journalled scores that still hold: of the picture as it is now, by the metrics as they are now."""
     identities = {metric.name: metric.identity for metric in metrics}
-    usable: dict[str, dict[str, Any]] = {}
-    known = set(plan.protocol.image_ids)
-    for record in read_journals(plan.run_dir / "journal" / "score"):
-        if record["image_id"] not in known or record["sha256"] is None:
-            continue
-        if {name: entry[0] for name, entry in record["scores"].items()} == identities:
-            usable[record["image_id"]] = record
+    paths = {image_id: restored_path(plan.run_dir, image_id) for image_id in plan.protocol.image_ids}
+    present = {image_id: sha256_file(path) for image_id, path in paths.items() if path.is_file()}
     return {
-        image_id: record
-        for image_id, record in usable.items()
-        if (path := restored_path(plan.run_dir, image_id)).is_file() and sha256_file(path) == record["sha256"]
+        record["image_id"]: record
+        for record in read_journals(plan.run_dir / "journal" / "score")
+        if record["sha256"] is not None
+        and record["sha256"] == present.get(record["image_id"])
+        and {name: entry[0] for name, entry in record["scores"].items()} == identities
     }
 
 
 def failed_restorations(run_dir: Path) -> dict[str, str]:
     """Pictures that could not be restored, and why; the last attempt counts."""
     last = {record["image_id"]: record["reason"] for record in read_journals(run_dir / "journal" / "restore")}
-    return {image_id: reason for image_id, reason in last.items() if reason}
+    return {
+        image_id: reason
+        for image_id, reason in last.items()
+        if reason and not restored_path(run_dir, image_id).is_file()
+    }
 
 
 def all_records(plan: RunPlan) -> dict[str, dict[str, Any]]:
-    """The newest journalled scores of every picture, failures included."""
+    """The scores of every picture: those that hold, and for the others the newest reason why there are none."""
     metrics = [load_metric(name)() for name in plan.metrics]
-    records = {record["image_id"]: record for record in read_journals(plan.run_dir / "journal" / "score")}
-    return {**records, **finished_scores(plan, metrics)}
-
-
-def to_json(value: Any) -> str:
-    """One line of JSON."""
-    return json.dumps(value, ensure_ascii=False)
+    identities = {metric.name: metric.identity for metric in metrics}
+    without = {
+        record["image_id"]: record
+        for record in read_journals(plan.run_dir / "journal" / "score")
+        if record["sha256"] is None and {name: entry[0] for name, entry in record["scores"].items()} == identities
+    }
+    return {**without, **finished_scores(plan, metrics)}

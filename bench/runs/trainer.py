@@ -28,7 +28,8 @@ def trainer_options(settings: dict[str, Any], *, training: bool) -> dict[str, An
     if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
         raise UsageError("trainer.accelerator=cuda, but no CUDA device is visible. Use trainer.accelerator=cpu.")
     devices = settings["devices"]
-    local = devices if isinstance(devices, int) else 1
+    # On a CPU "auto" means one process; on GPUs, one for each.
+    local = devices if isinstance(devices, int) else max(1, torch.cuda.device_count())
     threads = int(settings["threads"])
     if training:
         threads = int(settings["train_threads"] or max(1, (os.cpu_count() or 1) // max(1, local)))

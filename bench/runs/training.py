@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,16 @@ from torch.utils.data import DataLoader
 from bench.config import method_settings
 from bench.data.training import TrainingPairs, TrainingSettings
 from bench.errors import UsageError
-from bench.files import write_json
+from bench.files import sha256_bytes, write_json
 from bench.method import RestorationMethod
+from bench.paths import runs_root
 from bench.protocol.protocol import DataSettings
 from bench.registry import load_method
 from bench.runs.environment import environment
+from bench.runs.processes import shared_run_dir
 from bench.runs.progress import ProgressLines
 from bench.runs.trainer import trainer_options
 from bench.weights.method_weights import write_weights
-
-RUN_DIR_VARIABLE = "BENCH_RUN_DIR"
 
 
 class TrainingData(LightningDataModule):
@@ -81,20 +82,34 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     if method_class.training_step is RestorationMethod.training_step:
         raise UsageError(f"The method {name} has nothing to train.")
     own = settings.get("training", {})
-    batches = int(config["trainer"]["max_steps"] or own.get("max_steps", 1000))
-    settings["training"] = own | {"max_steps": batches}
+    given = config["trainer"]["max_steps"]
+    batches = own.get("max_steps", 1000) if given is None else given
     data = DataSettings(**config["data"])
     samples = TrainingSettings(
-        batch_size=int(config["batch_size"] or own.get("batch_size", 8)),
+        batch_size=own.get("batch_size", 8) if config["batch_size"] is None else config["batch_size"],
         references=int(config["references"]),
         seed=int(config["seed"]),
         size=settings.get("native_size"),
         augmentation=config["augmentation"],
     )
-    run_dir = Path(os.environ.get(RUN_DIR_VARIABLE) or config["run_dir"] or f"runs/train-{name}-{data.name}")
-    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
-    method = method_class(settings)
-    method.prepare_training()  # type: ignore[operator]
+    # Whatever decides the result is part of the checkpoint's settings: a training only resumes its own kind.
+    settings["training"] = own | {"max_steps": batches, "data": data.name, "samples": asdict(samples)}
+    mark = sha256_bytes(json.dumps(_resumable(settings), sort_keys=True).encode("utf-8"))[:8]
+    default = runs_root() / f"train-{name}-{data.name}-{config['size']}-{mark}"
+    with shared_run_dir(Path(config["run_dir"]).expanduser() if config["run_dir"] else default) as run_dir:
+        return _fit(config, method_class(settings), data, samples, batches, run_dir)
+
+
+def _fit(
+    config: dict[str, Any],
+    method: RestorationMethod,
+    data: DataSettings,
+    samples: TrainingSettings,
+    batches: int,
+    run_dir: Path,
+) -> dict[str, Any]:
+    settings, name = method.settings, method.spec.name
+    method.prepare_training()
     steps = method.optimizer_steps_per_batch
     checkpoints = ModelCheckpoint(
         dirpath=run_dir / "checkpoints",
@@ -105,6 +120,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         monitor="step",
         mode="max",
         save_on_train_epoch_end=False,
+        # Otherwise a second training in the folder would write last-v1 and resume from the old last.
+        enable_version_counter=False,
     )
     record = LossRecord()
     options = trainer_options(config["trainer"], training=True)
@@ -123,7 +140,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     last = run_dir / "checkpoints" / "last.ckpt"
     resumed = bool(config["resume"]) and last.is_file()
     if resumed:
-        _continue_schedule(last, batches)
+        _check_checkpoint(last, settings, batches)
     module = TrainingData(data, samples, int(config["trainer"]["num_workers"]))
     trainer.fit(method, datamodule=module, ckpt_path=str(last) if resumed else None, weights_only=True)
     trainer.save_checkpoint(last)
@@ -138,14 +155,13 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         "weights": None,
     }
     if trainer.is_global_zero:
-        path = run_dir / f"{config['size']}.safetensors"
+        path = run_dir / f"{config['size'] or name}.safetensors"
         metadata = {
             "method": name,
             "size": config["size"],
             "settings": settings,
             "data": data.name,
             "batches": result["batches"],
-            "batch_size": samples.batch_size,
             "world_size": trainer.world_size,
         }
         result["sha256"] = write_weights(path, method, settings.get("weights_dtype", "float32"), metadata)
@@ -154,10 +170,23 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _continue_schedule(checkpoint: Path, batches: int) -> None:
-    """Refuses to resume beyond the end."""
-    done = torch.load(checkpoint, weights_only=True, map_location="cpu")["batches_done"]
-    if done >= batches:
+def _resumable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the length of the training, which may grow."""
+    training = {key: value for key, value in settings["training"].items() if key != "max_steps"}
+    return settings | {"training": training}
+
+
+def _check_checkpoint(checkpoint: Path, settings: dict[str, Any], batches: int) -> None:
+    """Refuses a checkpoint of another training, and one that has reached the end."""
+    content = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    stored = content["hyper_parameters"]["settings"]
+    mine, theirs = _resumable(settings), _resumable(stored)
+    if different := sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key)):
+        raise UsageError(
+            f"{checkpoint} belongs to a training with other settings ({', '.join(different)}). Choose another run_dir, "
+            "or add resume=false to start over."
+        )
+    if (done := content["batches_done"]) >= batches:
         raise UsageError(
             f"{checkpoint} has already been trained for {done} of {batches} batches. Raise trainer.max_steps, choose "
             "another run_dir, or add resume=false to start over."

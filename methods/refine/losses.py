@@ -180,17 +180,21 @@ def cycle_consistency_loss(redegraded: Tensor, lq: Tensor, distance: Elementwise
     return distance(redegraded, lq).mean()
 
 
-def identity_loss(embedding_restored: Tensor, embedding_reference: Tensor) -> Tensor:
+def identity_loss(embedding_restored: Tensor, embedding_reference: Tensor, present: Tensor | None = None) -> Tensor:
     """L_id = 1 - cos(I(x_hat), I(y)), averaged over pictures (Eq. 4).
 
     Args:
         embedding_restored: I(x_hat), (B, D), any length.
         embedding_reference: I(y), (B, D), any length.
+        present: (B,) bool: pictures that have a reference; the others do not count. All by default.
 
     Returns:
         A scalar in [0, 2].
     """
-    return (1 - F.cosine_similarity(embedding_restored, embedding_reference, dim=1)).mean()
+    loss = 1 - F.cosine_similarity(embedding_restored, embedding_reference, dim=1)
+    if present is None:
+        return loss.mean()
+    return (loss * present).sum() / present.sum().clamp(min=1)
 
 
 def adversarial_generator_loss(fake_logits: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ class ReFine(RestorationMethod):
         paper="Chong et al., Copy or Not? Reference-Based Face Image Restoration with Fine Details, WACV 2025",
         licence="Apache-2.0 (this implementation); no weights were published",
     )
+    architecture_keys = ("native_size", "identity", "network", "use_warped_reference", "use_identity")
     optimizer_steps_per_batch = 2
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -72,6 +73,10 @@ class ReFine(RestorationMethod):
         self.batches_done = 0
         self.discriminator: nn.Module | None = None
         self.averaged: nn.Module | None = None
+
+    def conditions(self) -> dict[str, str]:
+        """Hash of the recogniser that conditions the network."""
+        return {"recogniser": self.recogniser.short_hash()}
 
     @property
     def label(self) -> str:
@@ -160,6 +165,9 @@ class ReFine(RestorationMethod):
         rng = torch.Generator().manual_seed(derive_seed(batch.seeds[0], "training step", self.batches_done))
         generator, discriminator = self.optimizers()  # type: ignore[attr-defined]
         self._decay_learning_rates(generator, discriminator)
+        if self.batches_done >= self._landmarks_alone_from():
+            self._landmark_step(batch, generator, discriminator)
+            return
         restored, terms = self._generator_terms(batch, rng)
         total = torch.stack(list(terms.values())).sum()
         generator.zero_grad()
@@ -173,10 +181,36 @@ class ReFine(RestorationMethod):
         else:
             discriminator.zero_grad()
             discriminator.step()
-        self._average(len(batch))
+        self._finish_batch(len(batch), terms, total)
+
+    def _finish_batch(self, pictures: int, terms: dict[str, Tensor], total: Tensor | None = None) -> None:
+        self._average(pictures)
         self.batches_done += 1
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
-        self.log("train/total", total.detach(), prog_bar=True)
+        if total is not None:
+            self.log("train/total", total.detach(), prog_bar=True)
+
+    def _landmarks_alone_from(self) -> int:
+        """Batch from which on only the landmark network learns: it is small and needs more of them."""
+        training = self.settings["training"]
+        return min(training["max_steps"], training.get("landmarks_alone_from") or training["max_steps"])
+
+    def _landmark_step(self, batch: FaceBatch, generator: Any, discriminator: Any) -> None:
+        generator.zero_grad()
+        loss = self._landmark_term(batch)
+        self.manual_backward(loss)
+        generator.step()
+        discriminator.zero_grad()
+        discriminator.step()
+        self._finite_or_stop(loss)
+        self._finish_batch(len(batch), {"landmarks": loss})
+
+    def _landmark_term(self, batch: FaceBatch) -> Tensor:
+        """The landmark network's loss on degraded pictures and on their clean references."""
+        assert batch.landmarks is not None and batch.reference_landmarks is not None
+        faces = torch.cat([batch.lq, batch.references[:, 0]]) * 2 - 1
+        points = torch.cat([batch.landmarks, batch.reference_landmarks[:, 0]])
+        return landmark_loss(self.networks.landmarks(faces), points, batch.lq.shape[-1])
 
     def _generator_terms(self, batch: FaceBatch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         weights = self.settings["losses"]
@@ -218,8 +252,7 @@ class ReFine(RestorationMethod):
                 if isinstance(distance, AlignedFaceDistance)
                 else self.recogniser.embed(restored.add(1).div(2), batch.landmarks)
             )
-            own = 1 - torch.nn.functional.cosine_similarity(embedding, identity)
-            terms["identity"] = weights["identity"] * (own * present).sum() / present.sum().clamp(min=1)
+            terms["identity"] = weights["identity"] * losses.identity_loss(embedding, identity, present)
         if self._adversarial():
             assert self.discriminator is not None
             self.discriminator.requires_grad_(False)
@@ -228,9 +261,7 @@ class ReFine(RestorationMethod):
             )
             self.discriminator.requires_grad_(True)
         if self.batches_done % self.settings["landmark_every"] == 0:
-            faces = torch.cat([lq, reference * 2 - 1])
-            points = torch.cat([batch.landmarks, reference_points])
-            terms["landmarks"] = landmark_loss(self.networks.landmarks(faces), points, side)
+            terms["landmarks"] = self._landmark_term(batch)
         return restored, terms
 
     def _distance(self, points: Tensor, cycle: bool = False) -> losses.ElementwiseDistance:
@@ -268,9 +299,12 @@ class ReFine(RestorationMethod):
         return terms
 
     def _decay_learning_rates(self, *optimisers: Any) -> None:
-        """Constant, then linearly down to a twentieth from `decay_after` of the training on."""
+        """Constant, then linearly down to a twentieth from `decay_after` of each phase on."""
         start = self.settings["optimiser"]["decay_after"]
-        done = self.batches_done / max(1, self.settings["training"]["max_steps"])
+        first, last = 0, self._landmarks_alone_from()
+        if self.batches_done >= last:
+            first, last = last, self.settings["training"]["max_steps"]
+        done = (self.batches_done - first) / max(1, last - first)
         factor = 1.0 if start >= 1 or done <= start else max(0.05, 1 - (done - start) / (1 - start))
         for optimiser in optimisers:
             for group in optimiser.param_groups:
@@ -281,9 +315,19 @@ class ReFine(RestorationMethod):
         """Exponential moving average, its half-life in pictures, as GPEN's training code."""
         assert self.averaged is not None
         halflife = self.settings["ema_halflife_pictures"]
+        pictures *= self._processes()
         decay = min(0.5 ** (pictures / halflife), (1 + self.batches_done) / (10 + self.batches_done))
-        for mean, value in zip(self.averaged.parameters(), self.networks.parameters(), strict=True):
-            mean.lerp_(value.to(mean), 1 - decay)
+        pairs: list[tuple[Any, Any]] = [(self.averaged, self.networks)]
+        if self.batches_done >= self._landmarks_alone_from():
+            # The generator stands still now; its average must not drift to where it stopped.
+            pairs = [(self.averaged.landmarks, self.networks.landmarks)]
+        for means, values in pairs:
+            for mean, value in zip(means.parameters(), values.parameters(), strict=True):
+                mean.lerp_(value.to(mean), 1 - decay)
+
+    def _processes(self) -> int:
+        attached = getattr(self, "_trainer", None)
+        return int(attached.world_size) if attached is not None else 1
 
     def _finite_or_stop(self, total: Tensor) -> None:
         if not torch.isfinite(total):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from bench.errors import MissingError, unknown_name
 from bench.faces.sface import EMBEDDING_SIZE, SFace, crop_faces
-from bench.paths import bench_home
+from bench.weights import catalogue
 
-ARCFACE_FILE = "w600k_r50.onnx"
+CATALOGUE_NAMES = {"sface": "sface", "arcface": "arcface_w600k_r50"}
 
 
 class ConditioningRecogniser:
@@ -40,9 +40,13 @@ class ConditioningRecogniser:
             MissingError: Its weights are absent.
         """
         if self._network is None:
-            self._network = SFace() if self.name == "sface" else ArcFace(arcface_path())
+            self._network = SFace() if self.name == "sface" else ArcFace(catalogue.locate(CATALOGUE_NAMES[self.name]))
             self._network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         return self._network
+
+    def short_hash(self) -> str:
+        """First digits of the hash of its weights."""
+        return f"{self.name} {catalogue.short_hash(CATALOGUE_NAMES[self.name])}"
 
     def embed(self, images: Tensor, points: Tensor) -> Tensor:
         """Embeds faces.
@@ -86,23 +90,6 @@ class ArcFace(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         """Embeds aligned crops (B, 3, 112, 112) RGB in [0, 1]; returns unit embeddings (B, 512)."""
         return nn.functional.normalize(self.backbone(crops * 2 - 1), dim=1)
-
-
-def arcface_path() -> Path:
-    """Where insightface's recogniser lies.
-
-    Raises:
-        MissingError: It is in neither place it is looked for in.
-    """
-    places = [bench_home() / "weights" / ARCFACE_FILE, Path.home() / ".insightface/models/buffalo_l" / ARCFACE_FILE]
-    for place in places:
-        if place.is_file():
-            return place
-    raise MissingError(
-        f"method.identity=arcface needs {ARCFACE_FILE} of insightface's model pack buffalo_l (non-commercial research "
-        f"only). Looked in {', '.join(str(place) for place in places)}. With a network, "
-        "insightface.app.FaceAnalysis(name='buffalo_l') downloads it. Offline alternative: method.identity=sface."
-    )
 
 
 def build_recogniser(name: str) -> ConditioningRecogniser:
