@@ -38,9 +38,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BENCH) run method=input data=orl_heavy
-	$(BENCH) run method=copy_reference data=orl_heavy
-	$(BENCH) run method=refine data=orl_heavy
+	$(BENCH) run method=input data=orl_heavy leaderboard=false
+	$(BENCH) run method=copy_reference data=orl_heavy leaderboard=false
+	$(BENCH) run method=refine data=orl_heavy leaderboard=false
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -48,7 +48,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 test: lint
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -rs
 
 gate: $(VENV)/.installed
 	set -e; for method in $$($(BIN)/python -c "from bench.registry import method_targets; print(*method_targets())"); do \
