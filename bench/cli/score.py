@@ -20,7 +20,9 @@ first folder names the person. References: PEOPLE/anna/*.jpg, or a file or folde
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("--restored", type=Path, required=True, metavar="DIR", help="restored pictures")
-    parser.add_argument("--truth", type=Path, required=True, metavar="DIR", help="their ground truth, of the same sizes")
+    parser.add_argument(
+        "--truth", type=Path, required=True, metavar="DIR", help="their ground truth, of the same sizes"
+    )
     parser.add_argument("--references", type=Path, metavar="DIR", help="references, a folder for each person")
     parser.add_argument("--metrics", metavar="A,B", help="metrics (default: the standard set; see bench ls metrics)")
     parser.add_argument("--label", metavar="NAME", help="name of the method in the table (default: the folder's name)")
@@ -48,8 +50,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output:
         write_table(table, arguments.output)
     summary = summarise(table, classes)
-    unscored = table.groupby("image_id")["value"].apply(lambda values: values.isna().all())
-    failed = {str(name): str(table[table["image_id"] == name]["reason"].iloc[0]) for name in unscored[unscored].index}
     if arguments.json:
         content = {
             "method": table["method"].iloc[0],
@@ -57,14 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
             "pairs": len(pairing.pairs),
             "not_restored": pairing.not_restored,
             "without_truth": pairing.without_truth,
-            "failed": failed,
+            "failed": pairing.failed,
             "metrics": summary,
             "scores": str(arguments.output) if arguments.output else None,
         }
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        _print(arguments, summary, pairing, failed)
-    return 4 if failed else 0
+        _print(arguments, summary, pairing)
+    return 4 if pairing.failed else 0
 
 
 def _pin_threads() -> None:
@@ -75,7 +75,7 @@ def _pin_threads() -> None:
     cv2.setNumThreads(1)
 
 
-def _print(arguments: argparse.Namespace, summary: dict[str, Any], pairing: Pairing, failed: dict[str, str]) -> None:
+def _print(arguments: argparse.Namespace, summary: dict[str, Any], pairing: Pairing) -> None:
     import sys
 
     from bench.report.terminal import number, print_table
@@ -88,7 +88,9 @@ def _print(arguments: argparse.Namespace, summary: dict[str, Any], pairing: Pair
         absent = metric["mean"] is None
         interval = "" if absent else f"[{number(metric['low'])}, {number(metric['high'])}]"
         heading = f"{metric['title']}{unit}{arrow}"
-        rows.append([heading, number(metric["mean"]), interval, f"{metric['n']}/{metric['of']}", metric["reason"] or ""])
+        rows.append(
+            [heading, number(metric["mean"]), interval, f"{metric['n']}/{metric['of']}", metric["reason"] or ""]
+        )
     print_table(["metric", "mean", "95 % interval", "scored", "why not"], rows, f"{arguments.restored}, no protocol")
     if arguments.output:
         print(f"scores: {arguments.output}")
@@ -97,7 +99,9 @@ def _print(arguments: argparse.Namespace, summary: dict[str, Any], pairing: Pair
         print(f"bench: warning: {len(pairing.not_restored)} not restored: {names}", file=sys.stderr)
     if pairing.without_truth:
         names = shorten(pairing.without_truth)
-        print(f"bench: warning: {len(pairing.without_truth)} without ground truth, not scored: {names}", file=sys.stderr)
-    for name, reason in failed.items():
+        print(
+            f"bench: warning: {len(pairing.without_truth)} without ground truth, not scored: {names}", file=sys.stderr
+        )
+    for name, reason in pairing.failed.items():
         if name not in pairing.not_restored:
             print(f"failed: {name}: {reason}", file=sys.stderr)

@@ -12,7 +12,7 @@ import pandas as pd
 from bench.errors import BenchError, UsageError
 from bench.files import sha256_bytes, sha256_file
 from bench.image import is_picture, read_image
-from bench.metrics.metric import Metric, Score, ScoringBatch
+from bench.metrics.metric import Score, ScoringBatch
 from bench.progress import counted
 from bench.protocol.card import natural_key
 from bench.registry import load_metric
@@ -28,12 +28,21 @@ class Pairing:
         not_restored: Names that only the ground truth has.
         without_truth: Names that only the restored pictures have.
         unclear: Names that several files of one folder share, and which.
+        unreadable: Pairs that cannot be scored, and why.
     """
 
     pairs: dict[str, tuple[Path, Path]] = field(default_factory=dict)
     not_restored: list[str] = field(default_factory=list)
     without_truth: list[str] = field(default_factory=list)
     unclear: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Every picture of the ground truth, or unclear name, that got no score, and why."""
+        absent = {name: "there is no restored picture of this name" for name in self.not_restored}
+        several = {name: f"several files have this name: {files}" for name, files in self.unclear.items()}
+        return absent | several | self.unreadable
 
 
 def pair_folders(restored: Path, truth: Path) -> Pairing:
@@ -78,14 +87,17 @@ def identity_of(name: str) -> str:
     return parts[0]
 
 
-def references_of(name: str, folder: Path) -> list[Path]:
-    """References of a picture: a file or folder of its own name, else the folder of its identity."""
+def references_of(name: str, folder: Path, truth: Path) -> list[Path]:
+    """References of a picture: a file or folder of its own name, else the folder of its identity.
+
+    A copy of the ground truth is no reference and is left out.
+    """
+    digest = sha256_file(truth)
     for place in (folder / name, folder / identity_of(name)):
-        if place.is_dir():
-            return sorted((path for path in place.iterdir() if is_picture(path)), key=lambda path: natural_key(path.name))
-        found = [path for path in _files_named(place) if is_picture(path)]
+        files = list(place.iterdir()) if place.is_dir() else _files_named(place)
+        found = [path for path in files if is_picture(path) and sha256_file(path) != digest]
         if found:
-            return found
+            return sorted(found, key=lambda path: natural_key(path.name))
     return []
 
 
@@ -119,12 +131,10 @@ def score_folders(
         try:
             batch = _batch(name, *pairing.pairs[name], references)
         except BenchError as error:
-            scores[name] = _nulls(chosen, str(error))
+            pairing.unreadable[name] = str(error)
             continue
         scores[name] = {metric.name: metric.score_batch(batch)[0] for metric in chosen}
-    reason = "there is no restored picture of this name"
-    scores |= {name: _nulls(chosen, reason) for name in pairing.not_restored}
-    scores |= {name: _nulls(chosen, f"several files have this name: {files}") for name, files in pairing.unclear.items()}
+    scores |= {name: {m.name: Score(None, reason) for m in chosen} for name, reason in pairing.failed.items()}
     revision = _revision([path for path, _ in pairing.pairs.values()])
     identities = {metric.name: metric.identity for metric in chosen}
     rows = [
@@ -170,8 +180,10 @@ def _batch(name: str, restored_file: Path, truth_file: Path, references: Path | 
     restored, truth = read_image(restored_file), read_image(truth_file)
     if restored.shape != truth.shape:
         sizes = [f"{picture.shape[1]}x{picture.shape[0]}" for picture in (restored, truth)]
-        raise UsageError(f"The restored picture has {sizes[0]} px, the ground truth {sizes[1]}; pictures are not resized.")
-    own_references = [read_image(path) for path in references_of(name, references)] if references else []
+        raise UsageError(
+            f"The restored picture has {sizes[0]} px, the ground truth {sizes[1]}; pictures are not resized."
+        )
+    own_references = [read_image(path) for path in references_of(name, references, truth_file)] if references else []
     points = _points(truth)
     reference_points = [_points(picture) for picture in own_references]
     known = [found for found in reference_points if found is not None]
@@ -190,10 +202,6 @@ def _points(picture: np.ndarray) -> np.ndarray | None:
     from bench.faces.detector import main_face_points
 
     return main_face_points(picture)
-
-
-def _nulls(metrics: Sequence[Metric], reason: str) -> dict[str, Score]:
-    return {metric.name: Score(None, reason) for metric in metrics}
 
 
 def _revision(files: Sequence[Path]) -> str:
