@@ -29,14 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the comparison; the outcome does not change the exit code."""
-    from bench.scores.compare import compare_tables
+    from bench.config import read_preset
+    from bench.scores.compare import claim_lines, compare_tables
 
     tables = [_table(arguments.run_a), _table(arguments.run_b)]
     wanted = [name.strip() for name in arguments.metrics.split(",") if name.strip()] if arguments.metrics else None
     ranked = _directions(arguments.run_a, arguments.run_b)
     comparisons, skipped = compare_tables(tables[0], tables[1], wanted, ranked)
     if arguments.json:
-        print(json.dumps(_as_json(arguments, tables, comparisons, skipped), indent=2, ensure_ascii=False))
+        claims = claim_lines(comparisons, read_preset("metrics", "standard"))
+        result = _as_json(arguments, tables, comparisons, skipped) | {"claims": claims}
+        print(json.dumps(result, indent=2, ensure_ascii=False))
         return 0
     from bench.report.terminal import print_table
 
@@ -46,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         columns = ["metric", "A", "B", "A - B [95 %]", "p", "Holm p", "A is", "d_z", "images", "identities"]
         print_table(columns, [_row(one) for one in comparisons])
         print("p: two-sided sign-flip test on identity means, exact up to 20. A is better or worse where Holm p < .05.")
+        for line in claim_lines(comparisons, read_preset("metrics", "standard")):
+            print(line)
     for name, reason in skipped.items():
         print(f"{name}: not compared ({reason})")
     return 0

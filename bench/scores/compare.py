@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import UsageError, unknown_name
-from bench.scores.statistics import Comparison, holm_comparisons, paired_comparison
+from bench.scores.statistics import Comparison, holm_comparisons, no_worse_than, paired_comparison, tied
 from bench.scores.table import metric_identities
 
 if TYPE_CHECKING:
@@ -53,6 +54,38 @@ def compare_tables(
         else:
             comparisons.append(paired_comparison(a, b, name, ranked.get(name)))
     return holm_comparisons(comparisons), skipped
+
+
+CLAIM_LEVEL = 0.01
+
+
+def claim_lines(comparisons: Sequence[Comparison], rules: dict[str, Any]) -> list[str]:
+    """What may be claimed of A against B, by rules that were stated before anyone looked.
+
+    Args:
+        comparisons: Comparisons of A with B.
+        rules: `claims` (metrics to win by the exact test at alpha = .01, uncorrected), `not_lost` and
+            `tied` (margins by metric), as in `configs/metrics/standard.yaml`.
+
+    Returns:
+        One sentence per rule that has its metric among the comparisons.
+    """
+    by_name = {one.metric: one for one in comparisons if one.higher_is_better is not None}
+    lines = []
+    for name in rules.get("claims", []):
+        if (one := by_name.get(name)) is None:
+            continue
+        ahead = (one.mean_difference > 0) == one.higher_is_better and one.mean_difference != 0
+        held = ahead and one.p < CLAIM_LEVEL
+        lines.append(f"{name}: A {'beats' if held else 'is not shown to beat'} B (exact p = {one.p:.2g}, alpha = .01)")
+    for name, margin in rules.get("not_lost", {}).items():
+        if (one := by_name.get(name)) is not None:
+            verdict = "does not lose" if no_worse_than(one, margin) else "is not shown not to lose"
+            lines.append(f"{name}: A {verdict} more than {margin:g} to B (95 % bound)")
+    for name, margin in rules.get("tied", {}).items():
+        if (one := by_name.get(name)) is not None and tied(one, margin):
+            lines.append(f"{name}: A and B are tied within {margin:g} (95 % interval)")
+    return lines
 
 
 def _scored(frame: pd.DataFrame, metric: str) -> set[str]:
