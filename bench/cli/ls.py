@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,10 +172,8 @@ def _weights_file(entry: WeightsEntry) -> Path | None:
 
     places = [weights_folder() / entry.file]
     if entry.distribution and entry.path:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             places.append(Path(str(importlib.metadata.distribution(entry.distribution).locate_file(entry.path))))
-        except importlib.metadata.PackageNotFoundError:
-            pass
     return next((place for place in places if place.is_file()), None)
 
 

@@ -20,9 +20,7 @@ first folder names the person. References: PEOPLE/anna/*.jpg, or a file or folde
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("--restored", type=Path, required=True, metavar="DIR", help="restored pictures")
-    parser.add_argument(
-        "--truth", type=Path, required=True, metavar="DIR", help="their ground truth, of the same sizes"
-    )
+    parser.add_argument("--truth", type=Path, required=True, metavar="DIR", help="their ground truth, equally large")
     parser.add_argument("--references", type=Path, metavar="DIR", help="references, a folder for each person")
     parser.add_argument("--metrics", metavar="A,B", help="metrics (default: the standard set; see bench ls metrics)")
     parser.add_argument("--label", metavar="NAME", help="name of the method in the table (default: the folder's name)")

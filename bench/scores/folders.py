@@ -40,7 +40,7 @@ class Pairing:
     @property
     def failed(self) -> dict[str, str]:
         """Every picture of the ground truth, or unclear name, that got no score, and why."""
-        absent = {name: "there is no restored picture of this name" for name in self.not_restored}
+        absent = dict.fromkeys(self.not_restored, "there is no restored picture of this name")
         several = {name: f"several files have this name: {files}" for name, files in self.unclear.items()}
         return absent | several | self.unreadable
 
@@ -70,7 +70,8 @@ def pair_folders(restored: Path, truth: Path) -> Pairing:
     if not result.pairs:
         raise UsageError(
             f"No picture of {restored} has the name of one of {truth}; names are compared with their subfolders and "
-            f"without suffix. Only restored: {shorten(result.without_truth)}. Only true: {shorten(result.not_restored)}."
+            f"without suffix. Only restored: {shorten(result.without_truth)}. "
+            f"Only true: {shorten(result.not_restored)}."
         )
     return result
 
