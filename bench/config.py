@@ -62,7 +62,10 @@ def _quoted(word: str) -> str:
     """Quotes a path for Hydra's grammar, in which commas, `=`, brackets and blanks mean something."""
     key, value = _split(word)
     if _is_path(key, value):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        # A backslash is only special before what it could escape: OmegaConf's ${, Hydra's quote, the end.
+        escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        escaped = re.sub(r'(\\*)"', r'\1\1\\"', escaped)
+        escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
         return f'{word.partition("=")[0]}="{escaped}"'
     return word
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,10 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
     if not content:
         raise UnreadableImageError(f"The picture {name} is empty (0 bytes).")
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(io.BytesIO(content))
+        with opened as picture:
             if picture.width * picture.height > MAXIMUM_PIXELS:
                 raise UnreadableImageError(
                     f"The picture {name} has {picture.width}x{picture.height} pixels; at most "
@@ -67,9 +71,14 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
             return _to_rgb(ImageOps.exif_transpose(picture))
     except UnreadableImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(
+            f"The picture {name} is too large: it declares far more than the {MAXIMUM_PIXELS:,} pixels that are read. "
+            "Scale it down first."
+        ) from error
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"{name} is not a picture in a known format.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise UnreadableImageError(f"The picture {name} is broken: {error}.") from error
 
 

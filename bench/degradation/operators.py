@@ -239,7 +239,7 @@ def _straight_through_jpeg(image: Tensor, quality: int) -> Tensor:
     padded = F.pad(image.unsqueeze(0), padding, mode="replicate")
     soft = jpeg_codec_differentiable(padded, torch.full((1,), float(max(quality, 1))).to(image))
     soft = soft[0, :, :height, :width]
-    return real + soft - soft.detach()
+    return real + (soft - soft.detach())
 
 
 class Quantise(Operator):
