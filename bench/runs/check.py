@@ -242,15 +242,16 @@ def _tracking() -> str:
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https"):
         return f"{uri} (a server; not asked)"
-    path = Path(uri.removeprefix("sqlite:///").removeprefix("file://"))
+    path = Path(uri.removeprefix("sqlite:///").removeprefix("file://")).absolute()
     place = _existing(path)
-    if path.is_file() and not os.access(path, os.W_OK):
-        raise RemarkError(f"cannot write to {path}; the run would be recorded later with bench sync")
     try:
-        with tempfile.TemporaryFile(dir=place if place.is_dir() else place.parent):
+        if path.is_file() and not os.access(path, os.W_OK):
+            raise PermissionError(f"{path} is read-only")
+        with tempfile.TemporaryFile(dir=path.parent if path.is_file() else place):
             pass
     except OSError as error:
-        raise RemarkError(f"cannot write to {place}: {error.strerror}; record the run later with bench sync") from error
+        reason = error.strerror or error
+        raise RemarkError(f"cannot write to {place} ({reason}); record the run later with bench sync") from error
     return f"{uri} can be written"
 
 

@@ -1,0 +1,182 @@
+"""`bench score`: pairs by name, never resizes, and says what it could not score."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+
+from bench.cli.main import main
+from bench.image import read_image, write_png
+from bench.scores.folders import identity_of, pair_folders, references_of
+from bench.scores.table import read_table
+
+METRICS = "psnr_y,haarpsi,id,ips"
+
+
+@pytest.fixture
+def folders(tmp_path: Path, orl_root: Path) -> tuple[Path, Path]:
+    """Ground truth of three people, and its noisy copies as PNGs."""
+    restored, truth = tmp_path / "restored, [1]", tmp_path / "wahr é=x"
+    rng = np.random.default_rng(0)
+    for person in (1, 2, 3):
+        for photo in (1, 2):
+            path = truth / f"s{person}" / f"{photo}.pgm"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(orl_root / f"s{person}" / f"{photo}.pgm", path)
+            pixels = read_image(path).astype(int) + rng.integers(-9, 10, (112, 92, 1))
+            write_png(restored / f"s{person}" / f"{photo}.png", pixels.clip(0, 255).astype(np.uint8))
+    return restored, truth
+
+
+def _score(capsys: pytest.CaptureFixture[str], restored: Path, truth: Path, *words: str) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = main(["score", "--restored", str(restored), "--truth", str(truth), *words, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_scores_table_and_summary(
+    folders: tuple[Path, Path], tmp_path: Path, orl_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    restored, truth = folders
+    references = tmp_path / "people"
+    for person in (1, 2, 3):
+        (references / f"s{person}").mkdir(parents=True)
+        for photo in (1, 8):
+            shutil.copy(orl_root / f"s{person}" / f"{photo}.pgm", references / f"s{person}" / f"r{photo}.pgm")
+    output = tmp_path / "out" / "scores.parquet"
+    code, summary = _score(
+        capsys, restored, truth, "--references", str(references), "--metrics", METRICS, "-o", str(output)
+    )
+    assert code == 0
+    assert (summary["pairs"], summary["not_restored"], summary["without_truth"], summary["failed"]) == (6, [], [], {})
+    table = read_table(output)
+    assert set(table["protocol_id"]) == {""}
+    assert set(table["identity"]) == {"s1", "s2", "s3"}
+    assert len(table) == 6 * 4
+    psnr = table[table["metric"] == "psnr_y"].set_index("image_id")["value"]
+    for name in ("s1/1", "s3/2"):
+        expected = peak_signal_noise_ratio(read_image(truth / f"{name}.pgm"), read_image(restored / f"{name}.png"))
+        assert psnr[name] == pytest.approx(expected, abs=1e-3)
+    assert summary["metrics"]["id"]["identities"] == 3
+    assert table[table["metric"] == "ips"]["value"].notna().all()
+
+
+def test_the_truth_itself_scores_best(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    _, truth = folders
+    code, summary = _score(capsys, truth, truth, "--metrics", "haarpsi,id,lmd_px")
+    assert code == 0
+    metrics = summary["metrics"]
+    assert metrics["haarpsi"]["mean"] == pytest.approx(1, abs=1e-4)
+    assert metrics["id"]["mean"] == pytest.approx(1, abs=1e-6)
+    assert metrics["lmd_px"]["mean"] == pytest.approx(0, abs=1e-9)
+
+
+def test_names_on_one_side_only(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    restored, truth = folders
+    (restored / "s2" / "1.png").rename(restored / "s2" / "extra.png")
+    words = [
+        "--restored",
+        str(restored),
+        "--truth",
+        str(truth),
+        "--metrics",
+        "psnr_y",
+        "-o",
+        str(tmp_path / "s.parquet"),
+    ]
+    assert main(["score", *words]) == 4
+    printed = capsys.readouterr()
+    assert "1 not restored: s2/1" in printed.err
+    assert "1 without ground truth, not scored: s2/extra" in printed.err
+    assert "5/6" in printed.out
+    table = read_table(tmp_path / "s.parquet").set_index("image_id")
+    assert np.isnan(table.loc["s2/1", "value"])
+    assert "no restored picture" in table.loc["s2/1", "reason"]
+    assert "s2/extra" not in table.index
+
+
+def test_sizes_must_agree_and_files_must_be_readable(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    restored, truth = folders
+    write_png(restored / "s1" / "1.png", np.zeros((224, 184, 3), np.uint8))
+    (restored / "s1" / "2.png").write_bytes(b"")
+    shutil.copy(restored / "s2" / "1.png", restored / "s2" / "1.webp")
+    code, summary = _score(capsys, restored, truth, "--metrics", "psnr_y")
+    assert code == 4
+    assert "184x224" in summary["failed"]["s1/1"]
+    assert "92x112" in summary["failed"]["s1/1"]
+    assert "empty" in summary["failed"]["s1/2"]
+    assert "several files" in summary["failed"]["s2/1"]
+    assert (summary["metrics"]["psnr_y"]["n"], summary["metrics"]["psnr_y"]["of"]) == (3, 6)
+
+
+def test_pictures_without_a_face_are_null_where_a_face_is_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("a", "b"):
+        write_png(tmp_path / folder / "wall.png", np.full((96, 96, 3), 120, np.uint8))
+    code, summary = _score(capsys, tmp_path / "a", tmp_path / "b", "--metrics", "haarpsi,id")
+    assert code == 0
+    assert summary["metrics"]["haarpsi"]["n"] == 1
+    assert summary["metrics"]["id"]["mean"] is None
+    assert "landmarks" in summary["metrics"]["id"]["reason"]
+
+
+def test_references_are_never_the_truth(tmp_path: Path, folders: tuple[Path, Path], orl_root: Path) -> None:
+    _, truth = folders
+    own = truth / "s1" / "1.pgm"
+    found = references_of("s1/1", orl_root, own)
+    assert own.read_bytes() not in [path.read_bytes() for path in found]
+    assert [path.name for path in found][:3] == ["2.pgm", "3.pgm", "4.pgm"]
+    special = tmp_path / "refs" / "s1"
+    special.mkdir(parents=True)
+    shutil.copy(orl_root / "s1" / "9.pgm", special / "1.pgm")
+    shutil.copy(orl_root / "s1" / "8.pgm", special / "other.pgm")
+    assert [path.name for path in references_of("s1/1", tmp_path / "refs", own)] == ["1.pgm"]
+    assert [path.name for path in references_of("s1/2", tmp_path / "refs", own)] == ["other.pgm", "1.pgm"]
+    assert references_of("s7/2", tmp_path / "refs", own) == []
+    Image.open(own).save(tmp_path / "refs" / "flat.png")
+    assert [path.name for path in references_of("flat", tmp_path / "refs", own)] == ["flat.png"]
+
+
+def test_identities_and_pairs(folders: tuple[Path, Path]) -> None:
+    assert [identity_of(name) for name in ("s1/3", "s1/deep/3", "3")] == ["s1", "s1", "3"]
+    pairing = pair_folders(*folders)
+    assert set(pairing.pairs) == {f"s{person}/{photo}" for person in (1, 2, 3) for photo in (1, 2)}
+
+
+def test_revisions_tell_two_outputs_apart(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    restored, truth = folders
+    first = _score(capsys, restored, truth, "--metrics", "psnr_y", "--label", "ours")[1]
+    again = _score(capsys, restored, truth, "--metrics", "psnr_y", "--label", "ours")[1]
+    assert first == again
+    assert first["method"] == "ours"
+    shutil.copy(restored / "s1" / "1.png", restored / "s1" / "2.png")
+    changed = _score(capsys, restored, truth, "--metrics", "psnr_y", "--label", "ours")[1]
+    assert changed["method_revision"] != first["method_revision"]
+
+
+def test_mistakes_are_explained(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    restored, truth = folders
+    empty, other = tmp_path / "empty", tmp_path / "other"
+    empty.mkdir()
+    write_png(other / "nobody.png", np.zeros((8, 8, 3), np.uint8))
+    cases = [
+        ([str(tmp_path / "none"), str(truth)], "--restored", "is not a folder"),
+        ([str(restored), str(empty)], "--truth", "holds no pictures"),
+        ([str(other), str(truth)], "nobody", "No picture of"),
+        ([str(restored), str(truth), "--metrics", "psnr"], "Did you mean", "psnr_y"),
+        ([str(restored), str(truth), "--references", str(tmp_path / "none")], "--references", "is not a folder"),
+    ]
+    for (first, second, *rest), *parts in cases:
+        assert main(["score", "--restored", first, "--truth", second, *rest]) == 2
+        message = capsys.readouterr().err
+        assert all(part in message for part in parts)
