@@ -35,9 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(result))
     else:
+        loss = "" if result["first_loss"] is None else f", loss {result['first_loss']:.4f} -> {result['last_loss']:.4f}"
         print(
-            f"{result['method']}: {result['batches']} batches on {result['world_size']} process(es), loss "
-            f"{result['first_loss']:.4f} -> {result['last_loss']:.4f}\nweights: {result['weights']} "
+            f"{result['method']}: {result['batches']} batches on {result['world_size']} process(es){loss}\nweights: {result['weights']} "
             f"(SHA-256 {result['sha256'][:12]}...)"
         )
     return 0

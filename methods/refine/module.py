@@ -212,8 +212,15 @@ class ReFine(RestorationMethod):
         points = torch.cat([batch.landmarks, batch.reference_landmarks[:, 0]])
         return landmark_loss(self.networks.landmarks(faces), points, batch.lq.shape[-1])
 
+    def _loss_weights(self) -> dict[str, Any]:
+        """Weights of this batch: those of the last phase from its first batch on."""
+        weights, last = self.settings["losses"], self.settings.get("last_phase")
+        if last is None or self.batches_done < last["from"]:
+            return weights
+        return weights | last["losses"]
+
     def _generator_terms(self, batch: FaceBatch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        weights = self.settings["losses"]
+        weights = self._loss_weights()
         assert batch.gt is not None and batch.landmarks is not None and batch.reference_landmarks is not None
         side = batch.lq.shape[-1]
 
@@ -301,9 +308,12 @@ class ReFine(RestorationMethod):
     def _decay_learning_rates(self, *optimisers: Any) -> None:
         """Constant, then linearly down to a twentieth from `decay_after` of each phase on."""
         start = self.settings["optimiser"]["decay_after"]
-        first, last = 0, self._landmarks_alone_from()
-        if self.batches_done >= last:
-            first, last = last, self.settings["training"]["max_steps"]
+        last_phase = self.settings.get("last_phase")
+        ends = {self._landmarks_alone_from(), self.settings["training"]["max_steps"]}
+        if last_phase is not None:
+            ends.add(last_phase["from"])
+        first = max((end for end in ends if end <= self.batches_done), default=0)
+        last = min((end for end in ends if end > self.batches_done), default=self.settings["training"]["max_steps"])
         done = (self.batches_done - first) / max(1, last - first)
         factor = 1.0 if start >= 1 or done <= start else max(0.05, 1 - (done - start) / (1 - start))
         for optimiser in optimisers:
