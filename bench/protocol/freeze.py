@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from bench.config import compose
-from bench.errors import UsageError
+from bench.errors import BenchError, UsageError
 from bench.files import write_json
 from bench.protocol.protocol import DataSettings, committed_path, freeze
 
@@ -29,4 +29,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BenchError as error:
+        raise SystemExit(f"freeze: {error}") from None
