@@ -35,9 +35,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(result))
     else:
-        loss = "" if result["first_loss"] is None else f", loss {result['first_loss']:.4f} -> {result['last_loss']:.4f}"
+        first, last = result["first_loss"], result["last_loss"]
+        loss = "" if first is None else f", loss {first:.4f} -> {last:.4f}"
         print(
-            f"{result['method']}: {result['batches']} batches on {result['world_size']} process(es){loss}\nweights: {result['weights']} "
+            f"{result['method']}: {result['batches']} batches on {result['world_size']} process(es){loss}\n"
+            f"weights: {result['weights']} "
             f"(SHA-256 {result['sha256'][:12]}...)"
         )
     return 0

@@ -89,7 +89,7 @@ def degrade_folder(
     output.mkdir(parents=True, exist_ok=True)
     earlier = read_records(output / RECORDS) if (output / RECORDS).is_file() else {}
     result, lines = FolderResult(output), {}
-    for path in counted(paths, "degrading"):
+    for path in counted(paths, "degraded"):
         try:
             path.encode("utf-8")
             content = _read(folder / path)

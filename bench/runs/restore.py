@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 
 from bench.data.evaluation import Collate, EvaluationPictures, EvaluationSampler
 from bench.image import UnreadableImageError, read_image, write_png
+from bench.progress import Progress
 from bench.protocol.protocol import ProtocolImage
 from bench.runs.journal import Journal
 from bench.runs.pictures import restored_path
 from bench.runs.plan import RunPlan
-from bench.runs.progress import Progress
 
 
 class PictureWriter(Callback):

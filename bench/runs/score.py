@@ -12,13 +12,13 @@ from bench.errors import BenchError
 from bench.files import sha256_file
 from bench.image import read_image
 from bench.metrics.metric import Metric, Score, ScoringBatch
+from bench.progress import Progress
 from bench.protocol.alignment import valid_region
 from bench.protocol.protocol import ProtocolImage, ProtocolPictures
 from bench.registry import load_metric
 from bench.runs.journal import Journal, read_journals
 from bench.runs.pictures import restored_path
 from bench.runs.plan import RunPlan
-from bench.runs.progress import Progress
 
 Scores = dict[str, Score]
 

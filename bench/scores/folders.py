@@ -128,7 +128,7 @@ def score_folders(
         raise UsageError(f"--references {references} is not a folder.")
     pairing = pair_folders(restored, truth)
     scores: dict[str, dict[str, Score]] = {}
-    for name in counted(sorted(pairing.pairs, key=natural_key), "scoring"):
+    for name in counted(sorted(pairing.pairs, key=natural_key), "scored"):
         try:
             batch = _batch(name, *pairing.pairs[name], references)
         except BenchError as error:
