@@ -85,12 +85,9 @@ def test_a_picture_is_restored_alike_alone_and_in_any_order(method: RestorationM
 def test_channels_stay_in_order(method: RestorationMethod) -> None:
     batch = colour_batch()
     restored = torch.stack([picture for picture, _ in method.predict_step(batch)])
-    if method.spec.name == "refine":
-        pytest.skip(
-            "the demo weights have only seen grey faces; the channel order of ReFine is tested with its network"
-        )
     red, _, blue = restored.mean(dim=(0, 2, 3))
-    assert red > blue + 0.2
+    # Networks trained on grey faces may take colour away, but must not swap it.
+    assert red > blue
 
 
 def test_works_without_references(method: RestorationMethod) -> None:

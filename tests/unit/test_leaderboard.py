@@ -32,10 +32,11 @@ def root(tmp_path, monkeypatch):
     """Four runs on one board."""
     boards = tmp_path / "boards"
     monkeypatch.setenv("BENCH_LEADERBOARDS", str(boards))
+    monkeypatch.setattr("bench.leaderboard.entry.resource_root", lambda: tmp_path / "installed")
     for method, shift, seed in (("input", 0, 0), ("copy_reference", 9, 1), ("refine@demo", 1.5, 2), ("other", 1.48, 3)):
         run = make_run(tmp_path / "runs" / method, score_frame(method, shift, seed))
         path = add(run, boards)
-        assert path.name == f"{method}@abc123def456.json"
+        assert path.name == f"{method}@abc123def456{f'-seed{seed}' if seed else ''}.json"
     return boards
 
 
