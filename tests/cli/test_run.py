@@ -102,16 +102,23 @@ def test_any_number_of_processes_gives_the_same_bits(seven: Path, whole: Path, t
 def test_a_killed_run_goes_on_where_it_stopped(seven: Path, whole: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     moments = random.Random(7)
-    for attempt in range(3):
+
+    def lines(stage: str) -> int:
+        """Pictures a stage has finished so far, over all attempts."""
+        return sum(path.read_bytes().count(b"\n") for path in (run_dir / "journal" / stage).glob("*.jsonl"))
+
+    for stage in ("restore", "restore", "score"):
+        before_this_attempt = lines(stage)
         process = bench(*words(seven, run_dir, method="refine"), wait=False)
-        begun = run_dir / "journal" / ("restore" if attempt < 2 else "score")
         deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline and not begun.is_dir():
-            time.sleep(0.02)
-        time.sleep(moments.uniform(0.0, 0.5))
+        while process.poll() is None and time.monotonic() < deadline and lines(stage) == before_this_attempt:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0.0, 0.1))
+        assert process.poll() is None, "the run ended before it could be killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert not list(run_dir.rglob("scores.parquet")) or attempt == 2
+        assert lines(stage) > before_this_attempt, "the kill did not hit the stage at work"
+        assert not list(run_dir.rglob("scores.parquet"))
     before = {path: path.stat().st_mtime_ns for path in (run_dir / "restored").rglob("*.png") if path.name[0] != "."}
     done = bench(*words(seven, run_dir, method="refine"))
     assert done.returncode == 0, done.stderr

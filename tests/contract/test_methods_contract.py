@@ -86,8 +86,8 @@ def test_channels_stay_in_order(method: RestorationMethod) -> None:
     batch = colour_batch()
     restored = torch.stack([picture for picture, _ in method.predict_step(batch)])
     red, _, blue = restored.mean(dim=(0, 2, 3))
-    # Networks trained on grey faces may take colour away, but must not swap it.
-    assert red > blue
+    # A network trained on grey faces takes colour away, but must not swap it.
+    assert red > blue + (0.0 if method.spec.name == "refine" else 0.2)
 
 
 def test_works_without_references(method: RestorationMethod) -> None:
