@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.errors import UsageError
 
 Parameters = dict[str, Any]
+Step = dict[str, Any]
 
 
 class Operator:
@@ -23,6 +24,10 @@ class Operator:
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+
+    def versions(self) -> dict[str, int]:
+        """Versions of this operator and of those it holds, by name."""
+        return {self.name: self.version}
 
     def scaled(self, factor: float) -> Operator:
         """The operator for pictures whose side is `factor` times the one its ranges are written for."""
@@ -39,6 +44,15 @@ class Operator:
             Built-in numbers and strings only, so that the record can be written as JSON.
         """
         raise NotImplementedError
+
+    def draw(self, seed: int, size: tuple[int, int]) -> list[Step]:
+        """Draws what this operator contributes to θ: `{operator: name, **parameters}` records.
+
+        Args:
+            seed: Seed of this operator for this picture.
+            size: (H, W) of the picture when the degradation starts.
+        """
+        return [{"operator": self.name, **self.sample(np.random.default_rng(seed), size)}]
 
     def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
         """Applies each picture's parameters to it; differentiable in the pictures."""
@@ -58,6 +72,17 @@ def check_range(operator: str, name: str, value: Sequence[float], low: float = 0
     if not low <= first <= last:
         raise UsageError(f"{operator}.{name} must be [low, high] with {low} <= low <= high, got {list(value)}.")
     return first, last
+
+
+def check_probability(operator: str, name: str, value: float) -> float:
+    """Returns a probability as a float.
+
+    Raises:
+        UsageError: Not a number from 0 to 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise UsageError(f"{operator}.{name} must be a number from 0 to 1, got {value!r}.")
+    return float(value)
 
 
 def by_shape(images: Sequence[Tensor], work: Callable[[list[int]], Tensor]) -> list[Tensor]:

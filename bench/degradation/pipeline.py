@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from bench.degradation.operators import OPERATORS, build_operator
-from bench.errors import UsageError
-from bench.seeds import derive_seed
+from bench.degradation.operators import OPERATORS
+from bench.degradation.operators.control import build_steps, draw_steps
+from bench.errors import UsageError, unknown_name
 
 PRESET_SIZE = 512
 Theta = dict[str, Any]
@@ -33,7 +32,7 @@ class DegradationPipeline:
         self.name = name
         self.size = size
         self.steps = [dict(step) for step in steps]
-        self.operators = [build_operator(step).scaled(size / PRESET_SIZE) for step in self.steps]
+        self.operators = [operator.scaled(size / PRESET_SIZE) for operator in build_steps(name, self.steps)]
 
     def specification(self) -> dict[str, Any]:
         """Everything that decides what the pipeline does, operator versions included."""
@@ -41,7 +40,7 @@ class DegradationPipeline:
             "name": self.name,
             "size": self.size,
             "steps": self.steps,
-            "versions": {operator.name: operator.version for operator in self.operators},
+            "versions": {name: v for operator in self.operators for name, v in operator.versions().items()},
         }
 
     def sample(self, seeds: Sequence[int], size: tuple[int, int]) -> list[Theta]:
@@ -54,14 +53,9 @@ class DegradationPipeline:
         Returns:
             One JSON-serialisable record per picture.
         """
-        thetas = []
-        for seed in seeds:
-            steps = []
-            for position, operator in enumerate(self.operators):
-                rng = np.random.default_rng(derive_seed(seed, operator.name, position))
-                steps.append({"operator": operator.name, **operator.sample(rng, size)})
-            thetas.append({"preset": self.name, "seed": int(seed), "steps": steps})
-        return thetas
+        return [
+            {"preset": self.name, "seed": int(seed), "steps": draw_steps(self.operators, seed, size)} for seed in seeds
+        ]
 
     def apply(self, images: Tensor, thetas: Sequence[Theta]) -> Tensor:
         """Degrades pictures with recorded parameters: T(x, θ).
@@ -75,7 +69,7 @@ class DegradationPipeline:
             one device.
 
         Raises:
-            UsageError: A record belongs to another list of operators, or a picture holds NaN.
+            UsageError: A record names an unknown operator, or a picture holds NaN.
         """
         return replay(images, thetas)
 
@@ -88,14 +82,26 @@ def replay(images: Tensor, thetas: Sequence[Theta]) -> Tensor:
         raise UsageError("A picture to be degraded holds NaN or infinite values.")
     if not thetas:
         return images
-    chain = [step["operator"] for step in thetas[0]["steps"]]
-    for theta in thetas:
-        if [step["operator"] for step in theta["steps"]] != chain:
-            raise UsageError("Degradation records of one batch must list the same operators in the same order.")
     pictures = list(images.unbind(0))
-    for position, name in enumerate(chain):
-        records = [{k: v for k, v in theta["steps"][position].items() if k != "operator"} for theta in thetas]
-        pictures = OPERATORS[name].apply(_stateless(name), pictures, records)
+    waiting = [list(theta["steps"]) for theta in thetas]
+    while any(waiting):
+        # Chains may differ between pictures: whatever most of them wait for goes next, as one batch.
+        names = [steps[0]["operator"] for steps in waiting if steps]
+        name = max(sorted(set(names)), key=names.count)
+        if name not in OPERATORS:
+            raise unknown_name("degradation operator", str(name), OPERATORS)
+        rows = [row for row, steps in enumerate(waiting) if steps and steps[0]["operator"] == name]
+        records = [waiting[row].pop(0) for row in rows]
+        parameters = [{key: value for key, value in record.items() if key != "operator"} for record in records]
+        results = OPERATORS[name].apply(_stateless(name), [pictures[row] for row in rows], parameters)
+        for row, result in zip(rows, results, strict=True):
+            pictures[row] = result
+    for picture, image in zip(pictures, images, strict=True):
+        if picture.shape != image.shape:
+            raise UsageError(
+                f"The degradation turns a picture of {tuple(image.shape[1:])} into one of {tuple(picture.shape[1:])}. "
+                "End its steps with resize_back."
+            )
     return torch.stack(pictures)
 
 

@@ -15,16 +15,13 @@ import torch
 from torch import Tensor
 
 from bench.config import read_preset
-from bench.degradation.operators import (
-    JPEG,
-    Downscale,
-    GaussianBlur,
-    GaussianNoise,
-    Quantise,
-    ResizeBack,
-    build_operator,
-    gaussian_kernel,
-)
+from bench.degradation.operators import build_operator
+from bench.degradation.operators.blur import GaussianBlur
+from bench.degradation.operators.jpeg import JPEG
+from bench.degradation.operators.kernels import gaussian_kernel
+from bench.degradation.operators.noise import GaussianNoise
+from bench.degradation.operators.quantise import Quantise
+from bench.degradation.operators.resize import Downscale, ResizeBack
 from bench.degradation.pipeline import DegradationPipeline, replay
 from bench.errors import UsageError
 from bench.image import read_image
@@ -252,9 +249,12 @@ def test_records_that_do_not_fit_are_refused() -> None:
     thetas = light.sample([1, 2], (SIZE, SIZE))
     with pytest.raises(UsageError, match="2 pictures but 1 records"):
         light.apply(images, thetas[:1])
-    shorter = {**thetas[1], "steps": thetas[1]["steps"][:-1]}
-    with pytest.raises(UsageError, match="same operators"):
-        light.apply(images, [thetas[0], shorter])
+    unknown = {**thetas[1], "steps": [{"operator": "gausian_blur"}]}
+    with pytest.raises(UsageError, match="gaussian_blur"):
+        light.apply(images, [thetas[0], unknown])
+    unfinished = {**thetas[1], "steps": [{"operator": "downscale", "height": 16, "width": 16}]}
+    with pytest.raises(UsageError, match="resize_back"):
+        light.apply(images, [thetas[0], unfinished])
 
 
 def test_a_kernel_larger_than_the_picture_is_refused() -> None:

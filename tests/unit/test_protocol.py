@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from bench.config import compose
-from bench.degradation.operators import JPEG, GaussianBlur
+from bench.degradation.operators.blur import GaussianBlur
+from bench.degradation.operators.jpeg import JPEG
 from bench.errors import MissingError, UsageError
 from bench.image import read_image, write_png
 from bench.protocol import card as cards
