@@ -8,8 +8,10 @@ from pathlib import Path
 EXAMPLES = """examples:
   bench degrade photos -o degraded --preset heavy --seed 0
   bench degrade photos -o again --replay degraded/theta.jsonl
+  bench degrade photos -o degraded --preset gfpgan --workers 8
 
-The same call on the same pictures gives the same bytes; a stopped call goes on where it stopped."""
+The same call on the same pictures gives the same bytes, with any number of workers; a stopped call goes on where it
+stopped."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "shorter side); pictures keep their size",
     )
     parser.add_argument("--replay", type=Path, metavar="FILE", help="theta.jsonl whose parameters are applied again")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that degrade (default: 1)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -50,7 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     cv2.setNumThreads(1)
     size = None if arguments.size == "native" else int(arguments.size)
     records = read_records(arguments.replay) if arguments.replay else None
-    result = degrade_folder(arguments.folder, arguments.output, arguments.preset, arguments.seed, size, records)
+    result = degrade_folder(
+        arguments.folder, arguments.output, arguments.preset, arguments.seed, size, records, arguments.workers
+    )
     if arguments.json:
         import json
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,10 +20,10 @@ import numpy as np
 
 from bench.config import read_preset
 from bench.degradation.pipeline import DegradationPipeline, Theta, replay
-from bench.errors import BenchError, UsageError
+from bench.errors import BenchError, IncompleteError, UsageError
 from bench.files import sha256_bytes, sha256_file, write_bytes, write_text
 from bench.image import decode_image, encode_png, is_picture, read_image, write_png
-from bench.progress import counted
+from bench.progress import Progress
 from bench.protocol.card import natural_key
 from bench.seeds import derive_seed
 
@@ -52,13 +58,14 @@ def degrade_folder(
     seed: int = 0,
     size: int | None = None,
     records: dict[str, dict[str, Any]] | None = None,
+    workers: int = 1,
 ) -> FolderResult:
     """Degrades every picture of a folder as the frozen protocols do: on the CPU, in double precision, one by one.
 
     The seed of a picture comes from preset, declared seed and its path in the folder, so that no
-    picture depends on which others lie beside it. `theta.jsonl` in the output holds one line per
-    picture: `path`, `output`, `size` [H, W], `theta`, and the SHA-256 of the picture and of what
-    became of it. A second call makes only what is missing or out of date.
+    picture depends on which others lie beside it, nor on the number of workers. `theta.jsonl` in the
+    output holds one line per picture: `path`, `output`, `size` [H, W], `theta`, and the SHA-256 of the
+    picture and of what became of it. A second call makes only what is missing or out of date.
 
     Args:
         folder: Pictures, possibly in subfolders.
@@ -68,13 +75,17 @@ def degrade_folder(
         size: Side in pixels that the preset's blur and downscale ranges are scaled to (they are
             written for 512 px); None takes the shorter side of each picture.
         records: Records to replay, by path, from `read_records`; None samples.
+        workers: Processes that degrade. 1 degrades in this process. Records are written here alone.
 
     Returns:
         Counts, and the reason for each picture that failed.
 
     Raises:
-        UsageError: Unknown preset, no pictures, or folders that overlap.
+        UsageError: Unknown preset, no pictures, fewer than one worker, or folders that overlap.
+        IncompleteError: A worker process died.
     """
+    if workers < 1:
+        raise UsageError(f"The number of workers must be at least 1, got {workers}.")
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder. Give a folder of pictures.")
     steps = [] if records is not None else read_preset("degradation", preset)["steps"]
@@ -89,42 +100,141 @@ def degrade_folder(
     output.mkdir(parents=True, exist_ok=True)
     earlier = read_records(output / RECORDS) if (output / RECORDS).is_file() else {}
     result, lines = FolderResult(output), {}
-    for path in counted(paths, "degraded"):
-        try:
-            path.encode("utf-8")
-            content = _read(folder / path)
-            digest = sha256_bytes(content)
-            theta = _theta_of(path, digest, earlier.get(path), preset, steps, seed, size, records)
-            if theta is not None and _holds(earlier[path], targets[path], digest, theta, output):
-                lines[path] = earlier[path]
+    job = _Job(folder, output, preset, steps, seed, size, records is not None)
+    tasks = [_Task(path, targets[path], earlier.get(path), (records or {}).get(path)) for path in paths]
+    progress = Progress("degraded", len(tasks))
+    with (output / RECORDS).open("a", encoding="utf-8") as stream, closing(_outcomes(job, tasks, workers)) as outcomes:
+        for outcome in outcomes:
+            if outcome.line is None:
+                result.failed[outcome.path] = outcome.reason
+            else:
+                lines[outcome.path] = outcome.line
+            if outcome.line is not None and outcome.kept:
                 result.kept += 1
-                continue
-            image = decode_image(content, str(folder / path))
-            theta = _theta(path, image.shape[:2], digest, preset, steps, seed, size, records)
-            png = encode_png(degrade_picture(image, theta))
-        except UnicodeEncodeError:
-            result.failed[repr(path)] = "The file's name is not valid UTF-8."
-            continue
-        except BenchError as error:
-            result.failed[path] = str(error)
-            continue
-        write_bytes(output / targets[path], png)
-        lines[path] = {
-            "path": path,
-            "output": targets[path],
-            "size": list(image.shape[:2]),
-            "sha256": digest,
-            "output_sha256": sha256_bytes(png),
-            "theta": theta,
-        }
-        with (output / RECORDS).open("a", encoding="utf-8") as stream:
-            stream.write(_line(lines[path]))
-        result.written += 1
+            elif outcome.line is not None:
+                stream.write(_line(outcome.line))
+                stream.flush()
+                result.written += 1
+            progress.advance()
     # What was appended may hold stale or half-written lines of an earlier call.
     write_text(output / RECORDS, "".join(_line(lines[path]) for path in paths if path in lines))
     if lines:
         write_png(output / CONTACT_SHEET, contact_sheet(folder, output, list(lines.values())))
     return result
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for every picture; it travels to each worker once."""
+
+    folder: Path
+    output: Path
+    preset: str
+    steps: list[dict[str, Any]]
+    seed: int
+    size: int | None
+    replays: bool
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One picture: its path and that of its PNG, its record of an earlier call, and the record to replay."""
+
+    path: str
+    target: str
+    earlier: dict[str, Any] | None
+    record: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of one picture: its record, or the reason why there is none."""
+
+    path: str
+    line: dict[str, Any] | None = None
+    kept: bool = False
+    reason: str = ""
+
+
+def _outcomes(job: _Job, tasks: Sequence[_Task], workers: int) -> Generator[_Outcome, None, None]:
+    """Outcomes in the order of the tasks."""
+    if min(workers, len(tasks)) == 1:
+        for task in tasks:
+            yield _degrade_one(job, task)
+        return
+    pool = ProcessPoolExecutor(
+        min(workers, len(tasks)), get_context("spawn"), initializer=_start_worker, initargs=(job,)
+    )
+    with pool:
+        try:
+            # Workers inherit what is ignored here: Ctrl-C is this process's to handle.
+            with _ignoring_interrupts():
+                waiting = [pool.submit(_degrade_in_worker, task) for task in tasks]
+            for future in waiting:
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise IncompleteError(
+                f"A worker process died (out of memory?); {job.output} holds what was finished. "
+                "The same command goes on from there; try fewer --workers."
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+_worker_job: _Job
+
+
+def _start_worker(job: _Job) -> None:
+    import cv2
+    import torch
+
+    global _worker_job  # noqa: PLW0603
+    _worker_job = job
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _degrade_in_worker(task: _Task) -> _Outcome:
+    return _degrade_one(_worker_job, task)
+
+
+def _degrade_one(job: _Job, task: _Task) -> _Outcome:
+    try:
+        task.path.encode("utf-8")
+        content = _read(job.folder / task.path)
+        digest = sha256_bytes(content)
+        theta = _theta_of(job, task, digest)
+        if theta is not None and task.earlier and _holds(task.earlier, task.target, digest, theta, job.output):
+            return _Outcome(task.path, task.earlier, kept=True)
+        image = decode_image(content, str(job.folder / task.path))
+        theta = _theta(job, task, image.shape[:2], digest)
+        png = encode_png(degrade_picture(image, theta))
+    except UnicodeEncodeError:
+        return _Outcome(repr(task.path), reason="The file's name is not valid UTF-8.")
+    except BenchError as error:
+        return _Outcome(task.path, reason=str(error))
+    write_bytes(job.output / task.target, png)
+    line = {
+        "path": task.path,
+        "output": task.target,
+        "size": list(image.shape[:2]),
+        "sha256": digest,
+        "output_sha256": sha256_bytes(png),
+        "theta": theta,
+    }
+    return _Outcome(task.path, line)
 
 
 def degrade_picture(image: np.ndarray, theta: Theta) -> np.ndarray:
@@ -215,34 +325,26 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"Cannot read the picture {path}: {error.strerror or error}.") from error
 
 
-def _theta_of(path: str, digest: str, earlier: dict[str, Any] | None, *rest: Any) -> Theta | None:
+def _theta_of(job: _Job, task: _Task, digest: str) -> Theta | None:
     """What θ would be for a picture whose size is known from an earlier record; None without one."""
+    earlier = task.earlier
     if earlier is None or earlier.get("sha256") != digest or len(earlier.get("size", ())) != 2:
         return None
-    return _theta(path, tuple(earlier["size"]), digest, *rest)
+    return _theta(job, task, tuple(earlier["size"]), digest)
 
 
-def _theta(
-    path: str,
-    shape: tuple[int, ...],
-    digest: str,
-    preset: str,
-    steps: list[dict[str, Any]],
-    seed: int,
-    size: int | None,
-    records: dict[str, dict[str, Any]] | None,
-) -> Theta:
+def _theta(job: _Job, task: _Task, shape: tuple[int, ...], digest: str) -> Theta:
     height, width = shape
-    if records is not None:
-        record = records.get(path)
+    if job.replays:
+        record = task.record
         if record is None:
             raise UsageError("The records to replay have no line for this picture.")
         if record.get("sha256", digest) != digest or list(record.get("size", shape)) != list(shape):
             raise UsageError("This is not the picture that its record was made for (SHA-256 or size differs).")
         return dict(record["theta"])
-    pipeline = DegradationPipeline(preset, steps, size or min(height, width))
+    pipeline = DegradationPipeline(job.preset, job.steps, job.size or min(height, width))
     # One file has one seed on every file system, also where accents are stored in two characters.
-    own_seed = derive_seed(preset, seed, unicodedata.normalize("NFC", path))
+    own_seed = derive_seed(job.preset, job.seed, unicodedata.normalize("NFC", task.path))
     return pipeline.sample([own_seed], (height, width))[0]
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +70,58 @@ def test_again_replayed_and_alone_give_the_same_bytes(photos: Path, tmp_path: Pa
     other = tmp_path / "e"
     assert main(["degrade", str(photos), "-o", str(other), "--seed", "1"]) == 0
     assert _tree(other)["2.png"] != _tree(first)["2.png"]
+
+
+def test_any_number_of_workers_writes_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+    outputs = {workers: tmp_path / f"out{workers}" for workers in (1, 2, 3)}
+    for workers, out in outputs.items():
+        assert main(["degrade", str(photos), "-o", str(out), "--workers", str(workers)]) == 0
+    assert _tree(outputs[1]) == _tree(outputs[2]) == _tree(outputs[3])
+    replayed = tmp_path / "replayed"
+    replay = ["--replay", str(outputs[3] / "theta.jsonl"), "--seed", "9", "--workers", "2"]
+    assert main(["degrade", str(photos), "-o", str(replayed), *replay]) == 0
+    assert _tree(replayed) == _tree(outputs[1])
+
+
+def test_workers_name_what_failed_and_keep_what_is_done(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "text.jpg").write_text("no picture")
+    out = tmp_path / "out"
+    main(["degrade", str(photos), "-o", str(out)])
+    whole = _tree(out)
+    (out / "2.png").unlink()
+    capsys.readouterr()
+    assert main(["degrade", str(photos), "-o", str(out), "--workers", "2", "--json"]) == 4
+    result = json.loads(capsys.readouterr().out)
+    assert (result["written"], result["kept"], set(result["failed"])) == (1, 3, {"text.jpg"})
+    assert _tree(out) == whole
+
+
+def test_interrupting_workers_ends_clean_and_can_be_resumed(tmp_path: Path, orl_root: Path) -> None:
+    folder, out, whole = tmp_path / "in", tmp_path / "out", tmp_path / "whole"
+    folder.mkdir()
+    for copy in range(60):
+        shutil.copy(orl_root / "s1" / f"{copy % 10 + 1}.pgm", folder / f"{copy}.pgm")
+    words = [sys.executable, "-m", "bench", "degrade", str(folder), "--workers", "2"]
+    call = subprocess.Popen(
+        [*words, "-o", str(out)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    records = out / "theta.jsonl"
+    deadline = time.monotonic() + 60
+    while not (records.is_file() and records.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    # As a terminal does it: the whole group, workers included.
+    os.killpg(call.pid, signal.SIGINT)
+    _, error = call.communicate(timeout=60)
+    assert call.returncode == 130
+    assert "stopped" in error
+    assert "Traceback" not in error
+    done = len(read_records(records))
+    assert 0 < done < 60
+    assert main(["degrade", str(folder), "-o", str(out)]) == 0
+    assert main(["degrade", str(folder), "-o", str(whole)]) == 0
+    assert _tree(out) == _tree(whole)
 
 
 def test_a_stopped_call_goes_on(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,6 +186,7 @@ def test_mistakes_are_explained(photos: Path, tmp_path: Path, capsys: pytest.Cap
         ([str(photos), "-o", str(tmp_path / "o"), "--replay", str(tmp_path / "no.jsonl")], "Cannot read"),
         ([str(photos)], "-o"),
         ([str(photos), "-o", str(tmp_path / "o"), "--seed", "x"], "--seed"),
+        ([str(photos), "-o", str(tmp_path / "o"), "--workers", "0"], "at least 1"),
     ]
     for words, message in cases:
         assert main(["degrade", *words]) == 2
