@@ -41,7 +41,20 @@ ORL_TIGHT = AlignmentTemplate(
     points=((39.5, 52.0), (87.5, 52.0), (63.5, 80.5), (43.0, 101.7), (84.0, 101.7)),
     keep_inside=True,
 )
-TEMPLATES = {ORL_TIGHT.name: ORL_TIGHT}
+# Five points of FFHQ faces at 512 px as given in facexlib/utils/face_restoration_helper.py (xinntao/facexlib, commit
+# 05b5905). Its crops are cut by cv2.warpAffine, in which the centre of the first pixel is at 0, as here.
+FFHQ_512 = AlignmentTemplate(
+    name="ffhq_512",
+    size=512,
+    points=(
+        (192.98138, 239.94708),
+        (318.90277, 240.1936),
+        (256.63416, 314.01935),
+        (201.26117, 371.41043),
+        (313.08905, 371.15118),
+    ),
+)
+TEMPLATES = {template.name: template for template in (ORL_TIGHT, FFHQ_512)}
 
 
 def alignment_matrix(points: np.ndarray, template: AlignmentTemplate, photo_size: tuple[int, int]) -> np.ndarray:
