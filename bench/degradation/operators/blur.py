@@ -1,20 +1,36 @@
-"""Linear blurs."""
+"""Blurs: Gaussian, the kernel mixture of Real-ESRGAN, motion, and the median."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.degradation.operator import Operator, Parameters, by_shape, check_range
-from bench.degradation.operators.kernels import gaussian_kernel
-from bench.errors import UsageError
+from bench.degradation.operator import Operator, Parameters, check_probability, check_range
+from bench.degradation.operators.filtering import correlate
+from bench.degradation.operators.kernels import (
+    gaussian_kernel,
+    generalised_gaussian_kernel,
+    motion_kernel,
+    plateau_kernel,
+    sinc_kernel,
+)
+from bench.errors import UsageError, unknown_name
 
-LARGEST_DIRECT_KERNEL = 15
+KERNEL_NAMES = (
+    "isotropic",
+    "anisotropic",
+    "generalised_isotropic",
+    "generalised_anisotropic",
+    "plateau_isotropic",
+    "plateau_anisotropic",
+    "sinc",
+)
+LARGEST_UNFOLDED = 1 << 24
 
 
 class GaussianBlur(Operator):
@@ -33,7 +49,7 @@ class GaussianBlur(Operator):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise UsageError(f"{self.name}.kernel_size must be odd and positive, got {kernel_size}.")
         self.kernel_size = int(kernel_size)
-        self.isotropic_probability = float(isotropic_probability)
+        self.isotropic_probability = check_probability(self.name, "isotropic_probability", isotropic_probability)
 
     def scaled(self, factor: float) -> GaussianBlur:
         """Scales sigma and the kernel's side, so that the truncation stays where it is in sigmas."""
@@ -54,38 +70,192 @@ class GaussianBlur(Operator):
         }
 
     def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
-        """Filters every picture with its own kernel, in one grouped convolution per picture size."""
-
-        def work(positions: list[int]) -> Tensor:
-            stack = torch.stack([images[position] for position in positions])
-            count, channels, height, width = stack.shape
-            side = max(parameters[position]["kernel_size"] for position in positions)
-            pad = side // 2
-            if pad >= min(height, width):
-                raise UsageError(f"A {side} px blur kernel does not fit a picture of {height}x{width} px.")
-            kernels = torch.zeros(count, side, side, dtype=torch.float64)
-            for row, position in enumerate(positions):
-                own = gaussian_kernel(
-                    **{key: parameters[position][key] for key in ("sigma_x", "sigma_y", "angle")},
-                    size=parameters[position]["kernel_size"],
-                )
-                margin = (side - own.shape[0]) // 2
-                kernels[row, margin : side - margin, margin : side - margin] = own
-            weight = kernels.to(stack).repeat_interleave(channels, 0).unsqueeze(1)
-            padded = F.pad(stack, (pad, pad, pad, pad), mode="reflect")
-            if side > LARGEST_DIRECT_KERNEL or stack.dtype == torch.float64:
-                return _filtered_by_fft(padded, kernels.to(stack), pad)
-            flat = padded.reshape(1, count * channels, *padded.shape[2:])
-            return F.conv2d(flat, weight, groups=count * channels).reshape(stack.shape)
-
-        return by_shape(images, work)
+        """Filters every picture with its own kernel."""
+        kernels = [
+            gaussian_kernel(record["kernel_size"], record["sigma_x"], record["sigma_y"], record["angle"])
+            for record in parameters
+        ]
+        return correlate(images, kernels)
 
 
-def _filtered_by_fft(padded: Tensor, kernels: Tensor, pad: int) -> Tensor:
-    """Correlates padded pictures (B, C, H + 2 pad, W + 2 pad) with one odd, square kernel each (B, K, K).
+class KernelBlur(Operator):
+    """Blur with a kernel drawn from a mixture of families, as Real-ESRGAN does (BasicSR's `random_mixed_kernels`).
 
-    torch's convolution unfolds double-precision pictures: gigabytes at 512 px, and minutes.
+    Args:
+        kernels: Weight of each family: isotropic, anisotropic, generalised_isotropic,
+            generalised_anisotropic, plateau_isotropic, plateau_anisotropic, sinc. They need not sum to 1.
+        sigma: Range of the scale along each axis in pixels.
+        kernel_size: Range of the kernel's odd side in pixels, each odd side equally likely; or one side.
+        beta_generalised: Range of the generalised Gaussian's shape, with 1 inside: half of the draws fall below 1.
+        beta_plateau: The same of the plateau.
+        cutoff: Range of the sinc's cut-off in radians per pixel; None is Real-ESRGAN's rule, [π/3, π] for sides
+            below 13 and [π/5, π] otherwise.
     """
-    size = padded.shape[-2:]
-    spectrum = torch.fft.rfft2(padded) * torch.fft.rfft2(kernels.flip(-2, -1), s=size).unsqueeze(1)
-    return torch.fft.irfft2(spectrum, s=size)[..., 2 * pad :, 2 * pad :]
+
+    name = "kernel_blur"
+
+    def __init__(
+        self,
+        kernels: Mapping[str, float],
+        sigma: Sequence[float] = (0.2, 3.0),
+        kernel_size: int | Sequence[int] = (7, 21),
+        beta_generalised: Sequence[float] = (0.5, 4.0),
+        beta_plateau: Sequence[float] = (1.0, 2.0),
+        cutoff: Sequence[float] | None = None,
+    ) -> None:
+        self.chances = _check_weights(self.name, kernels)
+        self.sigma = check_range(self.name, "sigma", sigma, low=1e-3)
+        self.kernel_size = check_odd_range(self.name, "kernel_size", kernel_size, low=3)
+        self.beta_generalised = self._check_beta("beta_generalised", beta_generalised)
+        self.beta_plateau = self._check_beta("beta_plateau", beta_plateau)
+        self.cutoff = None if cutoff is None else check_range(self.name, "cutoff", cutoff, low=1e-3)
+        if self.cutoff is not None and self.cutoff[1] > math.pi + 1e-6:
+            raise UsageError(f"{self.name}.cutoff must not exceed pi radians per pixel, got {self.cutoff[1]}.")
+        self.factor = 1.0
+
+    def _check_beta(self, name: str, value: Sequence[float]) -> tuple[float, float]:
+        low, high = check_range(self.name, name, value, low=1e-3)
+        if not low <= 1 <= high:
+            raise UsageError(f"{self.name}.{name} must have 1 inside, got [{low}, {high}].")
+        return low, high
+
+    def scaled(self, factor: float) -> KernelBlur:
+        """Scales every length in the kernel: its side, sigma, and the wavelength of the cut-off."""
+        copy = object.__new__(KernelBlur)
+        copy.__dict__.update(self.__dict__, factor=self.factor * factor)
+        return copy
+
+    def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
+        """Draws the family, the side and the shape for 512 px, then scales them."""
+        kernel = str(rng.choice(list(self.chances), p=list(self.chances.values())))
+        side = draw_odd(rng, self.kernel_size)
+        record: Parameters = {"kernel": kernel, "kernel_size": 2 * max(1, round(side // 2 * self.factor)) + 1}
+        if kernel == "sinc":
+            cutoff = self.cutoff or (math.pi / (3 if side < 13 else 5), math.pi)
+            return {**record, "cutoff": min(math.pi, float(rng.uniform(*cutoff)) / self.factor)}
+        isotropic = not kernel.endswith("anisotropic")
+        sigma_x, sigma_y = (float(value) * self.factor for value in rng.uniform(*self.sigma, size=2))
+        angle = float(rng.uniform(-math.pi, math.pi))
+        record |= {"sigma_x": sigma_x, "sigma_y": sigma_x if isotropic else sigma_y}
+        record["angle"] = 0.0 if isotropic else angle
+        if kernel.startswith(("generalised", "plateau")):
+            low, high = self.beta_generalised if kernel.startswith("generalised") else self.beta_plateau
+            record["beta"] = float(rng.uniform(low, 1) if rng.random() < 0.5 else rng.uniform(1, high))
+        return record
+
+    def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
+        """Filters every picture with its own kernel."""
+        return correlate(images, [kernel_of(record) for record in parameters])
+
+
+def kernel_of(record: Parameters) -> Tensor:
+    """The kernel that a record of `kernel_blur` describes, (K, K) float64."""
+    family, side = record["kernel"], record["kernel_size"]
+    if family == "sinc":
+        return sinc_kernel(side, record["cutoff"])
+    shape = (side, record["sigma_x"], record["sigma_y"], record["angle"])
+    if family.startswith("generalised"):
+        return generalised_gaussian_kernel(*shape, record["beta"])
+    if family.startswith("plateau"):
+        return plateau_kernel(*shape, record["beta"])
+    return gaussian_kernel(*shape)
+
+
+class MotionBlur(Operator):
+    """Blur along a straight line in a random direction.
+
+    Args:
+        length: Range of the line's length in pixels.
+    """
+
+    name = "motion_blur"
+
+    def __init__(self, length: Sequence[float]) -> None:
+        self.length = check_range(self.name, "length", length)
+
+    def scaled(self, factor: float) -> MotionBlur:
+        """Scales the length."""
+        return MotionBlur((self.length[0] * factor, self.length[1] * factor))
+
+    def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
+        """Draws the length and the direction."""
+        return {"length": float(rng.uniform(*self.length)), "angle": float(rng.uniform(0, math.pi))}
+
+    def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
+        """Filters every picture along its own line."""
+        return correlate(images, [motion_kernel(record["length"], record["angle"]) for record in parameters])
+
+
+class MedianBlur(Operator):
+    """Median of a square window in each channel; the edge is repeated beyond the border.
+
+    Args:
+        kernel_size: Range of the window's odd side in pixels, each odd side equally likely; or one side. 1 is no blur.
+    """
+
+    name = "median_blur"
+
+    def __init__(self, kernel_size: int | Sequence[int] = (3, 7)) -> None:
+        self.kernel_size = check_odd_range(self.name, "kernel_size", kernel_size, low=1)
+        self.factor = 1.0
+
+    def scaled(self, factor: float) -> MedianBlur:
+        """Scales the window; one that shrinks to a pixel does nothing."""
+        copy = MedianBlur(self.kernel_size)
+        copy.factor = self.factor * factor
+        return copy
+
+    def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
+        """Draws the side for 512 px, then scales it."""
+        return {"kernel_size": 2 * round(draw_odd(rng, self.kernel_size) // 2 * self.factor) + 1}
+
+    def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
+        """Filters every picture with its own window; the gradient goes to the pixel that was chosen."""
+        return [_median(image, record["kernel_size"]) for image, record in zip(images, parameters, strict=True)]
+
+
+def _median(image: Tensor, side: int) -> Tensor:
+    if side == 1:
+        return image
+    half = side // 2
+    padded = F.pad(image.unsqueeze(0), (half, half, half, half), mode="replicate").squeeze(0)
+    # Unfolded, the picture grows by the window's area; strips of rows bound the memory.
+    rows = max(1, LARGEST_UNFOLDED // (image.shape[0] * image.shape[2] * side * side))
+    strips = []
+    for top in range(0, image.shape[1], rows):
+        strip = padded[:, top : min(top + rows, image.shape[1]) + 2 * half]
+        windows = strip.unfold(1, side, 1).unfold(2, side, 1)
+        strips.append(windows.flatten(-2).median(-1).values)
+    return torch.cat(strips, 1)
+
+
+def check_odd_range(operator: str, name: str, value: int | Sequence[int], low: int) -> tuple[int, int]:
+    """Returns the range of an odd side.
+
+    Raises:
+        UsageError: Not one or two odd whole numbers of at least `low` in order.
+    """
+    sides = [value, value] if isinstance(value, int) else value
+    first, last = check_range(operator, name, sides, low=low)
+    if first % 2 != 1 or last % 2 != 1:
+        raise UsageError(f"{operator}.{name} must be odd whole numbers, got {value}.")
+    return int(first), int(last)
+
+
+def draw_odd(rng: np.random.Generator, sides: tuple[int, int]) -> int:
+    """One of the odd numbers from the first to the last, all equally likely."""
+    return sides[0] + 2 * int(rng.integers((sides[1] - sides[0]) // 2 + 1))
+
+
+def _check_weights(operator: str, weights: Mapping[str, float]) -> dict[str, float]:
+    if not isinstance(weights, Mapping) or not weights:
+        raise UsageError(f"{operator}.kernels must give weights by name, such as {{isotropic: 0.5, sinc: 0.1}}.")
+    for name, weight in weights.items():
+        if name not in KERNEL_NAMES:
+            raise unknown_name(f"{operator} kernel", str(name), KERNEL_NAMES)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise UsageError(f"{operator}.kernels.{name} must be a weight of at least 0, got {weight!r}.")
+    total = sum(weights.values())
+    if total <= 0:
+        raise UsageError(f"{operator}.kernels needs a weight above 0.")
+    return {name: weights[name] / total for name in KERNEL_NAMES if name in weights}

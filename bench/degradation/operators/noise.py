@@ -1,14 +1,22 @@
-"""Noise added to the picture."""
+"""Noise added to the picture.
+
+Every field comes from NumPy's generator on the CPU: the same bits on every device, which torch's do not give.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.degradation.operator import Operator, Parameters, check_range
+from bench.degradation.operator import Operator, Parameters, check_probability, check_range
+from bench.degradation.operators.threads import map_pictures
+from bench.errors import UsageError
+
+LUMA = (0.299, 0.587, 0.114)
 
 
 class GaussianNoise(Operator):
@@ -23,7 +31,7 @@ class GaussianNoise(Operator):
 
     def __init__(self, sigma: Sequence[float], grey_probability: float = 0.0) -> None:
         self.sigma = check_range(self.name, "sigma", sigma)
-        self.grey_probability = float(grey_probability)
+        self.grey_probability = check_probability(self.name, "grey_probability", grey_probability)
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
         """Draws the strength, whether it is grey, and the seed of the noise field."""
@@ -34,12 +42,196 @@ class GaussianNoise(Operator):
         }
 
     def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
-        """Adds each picture's own field, always drawn on the CPU so that devices agree."""
-        noisy = []
-        for image, record in zip(images, parameters, strict=True):
-            channels = 1 if record["grey"] else image.shape[0]
-            # NumPy's generator gives the same bits on every processor; torch.randn does not.
-            normal = np.random.default_rng(record["seed"]).standard_normal((channels, *image.shape[1:]))
-            field = torch.from_numpy(normal)
-            noisy.append((image + field.to(image) * (record["sigma"] / 255.0)).clamp(0.0, 1.0))
-        return noisy
+        """Adds each picture's own field."""
+        fields = _in_threads(_normal_field, images, parameters)
+        return [
+            (image + field.to(image) * (record["sigma"] / 255.0)).clamp(0.0, 1.0)
+            for image, field, record in zip(images, fields, parameters, strict=True)
+        ]
+
+
+class CorrelatedNoise(Operator):
+    """Additive Gaussian noise whose channels are correlated by a random covariance, clipped to [0, 1].
+
+    Source: KAIR, utils_blindsr.add_Gaussian_noise, third branch (BSRGAN, SCUNet). There the strength is always the
+    range's upper end: write `[25, 25]`.
+
+    Args:
+        sigma: Range of the strength L, in levels of 255; the covariance is L² |Uᵀ D U| with D uniform in [0, 1] and U
+            a random orthogonal matrix.
+    """
+
+    name = "correlated_noise"
+
+    def __init__(self, sigma: Sequence[float]) -> None:
+        self.sigma = check_range(self.name, "sigma", sigma)
+
+    def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
+        """Draws the strength, the matrix that mixes the channels, and the seed of the noise field."""
+        return {
+            "sigma": float(rng.uniform(*self.sigma)),
+            "mixing": _random_mixing(rng),
+            "seed": int(rng.integers(2**31)),
+        }
+
+    def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
+        """Adds each picture's own field."""
+        fields = _in_threads(_normal_field, images, parameters)
+        return [
+            (image + field.to(image) * (record["sigma"] / 255.0)).clamp(0.0, 1.0)
+            for image, field, record in zip(images, fields, parameters, strict=True)
+        ]
+
+
+class SpeckleNoise(Operator):
+    """Noise in proportion to the picture, x + x n with Gaussian n, clipped to [0, 1].
+
+    Source: KAIR, utils_blindsr.add_speckle_noise (BSRGAN, SCUNet): grey .4, correlated .2.
+
+    Args:
+        sigma: Range of n's standard deviation, in levels of 255. Correlated noise always takes the upper end.
+        grey_probability: Chance that the three channels share one field.
+        correlated_probability: Chance of a random covariance between the channels (see `correlated_noise`).
+    """
+
+    name = "speckle_noise"
+
+    def __init__(
+        self, sigma: Sequence[float], grey_probability: float = 0.0, correlated_probability: float = 0.0
+    ) -> None:
+        self.sigma = check_range(self.name, "sigma", sigma)
+        self.grey_probability = check_probability(self.name, "grey_probability", grey_probability)
+        self.correlated_probability = check_probability(self.name, "correlated_probability", correlated_probability)
+        if self.grey_probability + self.correlated_probability > 1:
+            raise UsageError(f"{self.name}: grey_probability and correlated_probability add up to more than 1.")
+
+    def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
+        """Draws the strength, the kind, and the seed of the noise field."""
+        sigma, kind = float(rng.uniform(*self.sigma)), float(rng.random())
+        record: Parameters = {"sigma": sigma, "grey": kind < self.grey_probability}
+        if kind >= 1 - self.correlated_probability:
+            record |= {"sigma": self.sigma[1], "mixing": _random_mixing(rng)}
+        return {**record, "seed": int(rng.integers(2**31))}
+
+    def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
+        """Multiplies each picture with its own field."""
+        fields = _in_threads(_normal_field, images, parameters)
+        return [
+            (image + image * field.to(image) * (record["sigma"] / 255.0)).clamp(0.0, 1.0)
+            for image, field, record in zip(images, fields, parameters, strict=True)
+        ]
+
+
+class PoissonNoise(Operator):
+    """Shot noise, clipped to [0, 1]. Exactly one of `scale` and `photons` is given.
+
+    The picture is rounded to 8 bits and taken as a count of photons; what the Poisson distribution
+    adds to it is added to the picture, with the gradient of the identity.
+
+    Args:
+        scale: Range of the factor on the noise. White is 2^⌈log2 n⌉ photons, n the number of distinct levels in the
+            picture (BasicSR, generate_poisson_noise_pt; Real-ESRGAN).
+        photons: Range of log10 of white's photons (KAIR, utils_blindsr.add_Poisson_noise: [2, 4]).
+        grey_probability: Chance that the three channels share the noise of the picture's luminance.
+    """
+
+    name = "poisson_noise"
+
+    def __init__(
+        self,
+        scale: Sequence[float] | None = None,
+        photons: Sequence[float] | None = None,
+        grey_probability: float = 0.0,
+    ) -> None:
+        if (scale is None) == (photons is None):
+            raise UsageError(f"{self.name} takes either scale or photons.")
+        self.scale = None if scale is None else check_range(self.name, "scale", scale)
+        self.photons = None if photons is None else check_range(self.name, "photons", photons)
+        if self.photons is not None and self.photons[1] > 6:
+            raise UsageError(f"{self.name}.photons is a power of ten of at most 6, got {self.photons[1]}.")
+        self.grey_probability = check_probability(self.name, "grey_probability", grey_probability)
+
+    def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
+        """Draws the strength, whether it is grey, and the seed of the noise field."""
+        record: Parameters
+        if self.scale is not None:
+            record = {"scale": float(rng.uniform(*self.scale))}
+        else:
+            record = {"photons": float(10 ** rng.uniform(*(self.photons or (2.0, 4.0))))}
+        grey = bool(rng.random() < self.grey_probability)
+        return {**record, "grey": grey, "seed": int(rng.integers(2**31))}
+
+    def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
+        """Adds each picture's own field."""
+        fields = _in_threads(_poisson_field, images, parameters)
+        return [
+            (image + field.to(image) * record.get("scale", 1.0)).clamp(0.0, 1.0)
+            for image, field, record in zip(images, fields, parameters, strict=True)
+        ]
+
+
+def _in_threads(
+    draw: Callable[[Tensor, Parameters], Tensor], images: Sequence[Tensor], parameters: Sequence[Parameters]
+) -> list[Tensor]:
+    return map_pictures(lambda pair: draw(*pair), zip(images, parameters, strict=True))
+
+
+def _normal_field(image: Tensor, record: Parameters) -> Tensor:
+    """Standard normal (1 or C, H, W) in float64; mixed between the channels where the record says so."""
+    channels = 1 if record.get("grey") else image.shape[0]
+    normal = np.random.default_rng(record["seed"]).standard_normal((channels, *image.shape[1:]))
+    if "mixing" in record:
+        normal = np.tensordot(np.asarray(record["mixing"]), normal, axes=1)
+    return torch.from_numpy(normal)
+
+
+def _random_mixing(rng: np.random.Generator) -> list[list[float]]:
+    """A symmetric matrix A with A A the covariance that NumPy gives KAIR's noise of strength 1.
+
+    KAIR takes |Uᵀ D U| element by element, which may have a negative eigenvalue; NumPy's sampler uses its modulus.
+    """
+    variances, raw = rng.random(3), rng.random((3, 3))
+    orthogonal = np.linalg.svd(raw)[0]
+    covariance = np.abs(orthogonal.T @ np.diag(variances) @ orthogonal)
+    values, vectors = np.linalg.eigh(covariance)
+    return [[float(x) for x in row] for row in vectors @ np.diag(np.sqrt(np.abs(values))) @ vectors.T]
+
+
+def _poisson_field(image: Tensor, record: Parameters) -> Tensor:
+    """What the Poisson distribution adds to the picture, (1 or C, H, W) float64."""
+    picture = image.detach().cpu().double()
+    if record["grey"]:
+        picture = torch.tensordot(picture.new_tensor(LUMA), picture, dims=1).unsqueeze(0)
+    levels = picture.mul(255).round().clamp(0, 255).to(torch.uint8).numpy()
+    present = np.flatnonzero(np.bincount(levels.ravel(), minlength=256))
+    white = record["photons"] if "photons" in record else 2.0 ** math.ceil(math.log2(len(present)))
+    # One uniform number per pixel through the inverse distribution: a level that another device rounds otherwise
+    # moves its own pixel by a photon, where a rejection sampler would change every pixel after it.
+    uniform = np.random.default_rng(record["seed"]).random(levels.shape)
+    counts = _poisson_quantile(uniform, levels, present * (white / 255.0), present)
+    return torch.from_numpy(counts / white - levels / 255.0)
+
+
+def _poisson_quantile(uniform: np.ndarray, levels: np.ndarray, means: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Inverse of the Poisson distribution function, for pictures of few distinct means.
+
+    Args:
+        uniform: Probabilities in [0, 1), any shape.
+        levels: Level of each, the same shape, uint8.
+        means: Mean of each level that is present, ascending.
+        present: These levels, ascending.
+    """
+    spread = 10 * np.sqrt(means) + 10
+    first = np.maximum(0, np.floor(means - spread)).astype(np.int64)
+    window = np.arange(int((means + spread - first).max()) + 2)
+    counts = first[:, None] + window
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, counts.max() + 1)))])
+    logarithms = counts * np.log(np.maximum(means, 1e-300))[:, None] - means[:, None] - log_factorial[counts]
+    distribution = np.minimum(np.cumsum(np.exp(logarithms), axis=1), 1.0)
+    # Row r lies in [r, r + 1]: one sorted list serves all levels.
+    distribution[:, -1] = 1.0
+    row_of_level = np.zeros(256, dtype=np.int64)
+    row_of_level[present] = np.arange(len(present))
+    rows = row_of_level[levels]
+    steps = (distribution + np.arange(len(present))[:, None]).ravel()
+    return np.searchsorted(steps, rows + uniform, side="right") - rows * len(window) + first[rows]
