@@ -109,7 +109,7 @@ class KernelBlur(Operator):
         self.beta_generalised = self._check_beta("beta_generalised", beta_generalised)
         self.beta_plateau = self._check_beta("beta_plateau", beta_plateau)
         self.cutoff = None if cutoff is None else check_range(self.name, "cutoff", cutoff, low=1e-3)
-        if self.cutoff is not None and self.cutoff[1] > math.pi + 1e-6:
+        if self.cutoff is not None and self.cutoff[1] > math.pi + 1e-3:
             raise UsageError(f"{self.name}.cutoff must not exceed pi radians per pixel, got {self.cutoff[1]}.")
         self.factor = 1.0
 

@@ -79,7 +79,8 @@ class Resize(Operator):
         down: Range of the factor on the side when it shrinks, up to 1.
         up: Range of the factor when it grows, from 1.
         interpolations: Drawn from equally: `area`, `bilinear`, `bicubic`, `bicubic_antialiased`.
-        relative_to: Share of the starting side that the factors multiply: 0.25 in the second resize of Real-ESRGAN x4.
+        base: What the starting side is divided by before the factors multiply it: 4 in the second resize of
+            Real-ESRGAN x4.
     """
 
     name = "resize"
@@ -90,7 +91,7 @@ class Resize(Operator):
         down: Sequence[float] = (0.15, 1.0),
         up: Sequence[float] = (1.0, 1.5),
         interpolations: str | Sequence[str] = ("area", "bilinear", "bicubic"),
-        relative_to: float = 1.0,
+        base: float = 1.0,
     ) -> None:
         weights = {"up": 0.2, "down": 0.7, "keep": 0.1} if probabilities is None else probabilities
         self.chances = self._check_chances(weights)
@@ -99,9 +100,7 @@ class Resize(Operator):
         if self.down[1] > 1:
             raise UsageError(f"{self.name}.down must not exceed 1, got {list(down)}.")
         self.interpolations = check_interpolations(self.name, interpolations)
-        self.relative_to = check_probability(self.name, "relative_to", relative_to)
-        if self.relative_to == 0:
-            raise UsageError(f"{self.name}.relative_to must be above 0.")
+        self.base = check_range(self.name, "base", (base, base), low=1.0)[0]
 
     def _check_chances(self, weights: Mapping[str, float]) -> dict[str, float]:
         if not isinstance(weights, Mapping):
@@ -117,19 +116,16 @@ class Resize(Operator):
 
     def scaled(self, factor: float) -> Resize:
         """Scales what is below 1, so that the smallest picture keeps its size in pixels; enlarging stays."""
-        base = _scaled_share(self.relative_to, factor)
-        low, high = (
-            bound if bound == 1 else min(1.0, _scaled_share(bound * self.relative_to, factor) / base)
-            for bound in self.down
-        )
+        base = max(1.0, self.base * factor) if self.base > 1 else 1.0
+        low, high = (min(1.0, bound * base / self.base / factor) if bound < 1 else 1.0 for bound in self.down)
         return Resize(self.chances, (low, high), self.up, self.interpolations, base)
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
         """Draws direction, factor and interpolation, and fixes the size in pixels, rounded down."""
         direction = str(rng.choice(list(self.chances), p=list(self.chances.values())))
         scale = float(rng.uniform(*(self.up if direction == "up" else self.down)))
-        share = self.relative_to * (1.0 if direction == "keep" else scale)
-        height, width = (max(SMALLEST_SIDE, int(side * share)) for side in size)
+        share = 1.0 if direction == "keep" else scale
+        height, width = (max(SMALLEST_SIDE, int(side * share / self.base)) for side in size)
         return {"height": height, "width": width, **_draw_interpolation(rng, self.interpolations)}
 
     apply = Downscale.apply
@@ -215,7 +211,3 @@ def _draw_interpolation(rng: np.random.Generator, names: tuple[str, ...]) -> Par
     if names == ("bilinear",):
         return {}
     return {"interpolation": names[int(rng.integers(len(names)))] if len(names) > 1 else names[0]}
-
-
-def _scaled_share(share: float, factor: float) -> float:
-    return share if share == 1 else min(1.0, share / factor)
