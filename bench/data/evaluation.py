@@ -9,7 +9,8 @@ from torch.utils.data import Dataset, Sampler
 
 from bench.batch import FaceBatch
 from bench.errors import BenchError
-from bench.protocol.protocol import ProtocolImage, ProtocolMismatchError, ProtocolPictures
+from bench.protocol.pictures import ProtocolPictures
+from bench.protocol.protocol import ProtocolImage, ProtocolMismatchError
 from bench.seeds import derive_seed
 
 Failure = tuple[str, str]

@@ -15,12 +15,18 @@ from torch.utils.data import IterableDataset
 
 from bench.batch import FaceBatch
 from bench.data.augmentation import AugmentationSettings, PairAugmentation
-from bench.errors import MissingError
+from bench.errors import MissingError, UsageError
 from bench.image import read_image
+from bench.protocol.aligner import PhotoAligner
 from bench.protocol.alignment import warp
-from bench.protocol.card import data_root, list_photos, load_card, split_identities
-from bench.protocol.protocol import DataSettings, PhotoAligner, ProtocolPhoto, readable
+from bench.protocol.card import data_root, load_card
+from bench.protocol.layout import list_photos
+from bench.protocol.protocol import DataSettings, ProtocolPhoto
+from bench.protocol.splits import split_identities
 from bench.seeds import derive_seed
+
+# Decoded crops are kept up to this size, so that memory does not grow with the data set.
+CACHED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -82,19 +88,29 @@ class TrainingPairs(IterableDataset[FaceBatch]):
         card = load_card(data.card)
         self.root: Path = data_root(card, data.root)
         photos = list_photos(card, self.root)
+        if not photos[0].has_truth:
+            raise UsageError(f"{card.name} holds real degraded pictures without ground truth: nothing to learn from.")
         chosen = set(split_identities(card, sorted({photo.identity for photo in photos}))[split])
         aligner = PhotoAligner(card, self.root, self.size)
+        paths: dict[str, list[str]] = {}
+        for photo in photos:
+            paths.setdefault(photo.identity, []).append(photo.path)
         self.people: dict[str, list[TrainingPhoto]] = {}
         for identity in sorted(chosen):
-            aligned = readable([photo for photo in photos if photo.identity == identity], aligner)
-            self.people[identity] = [TrainingPhoto(identity, photo) for photo in aligned if photo.points is not None]
+            aligned = [aligner.align_if_readable(path) for path in paths[identity]]
+            self.people[identity] = [
+                TrainingPhoto(identity, photo) for photo in aligned if photo is not None and photo.points is not None
+            ]
         self.people = {name: own for name, own in self.people.items() if len(own) > settings.references}
         if not self.people:
             raise MissingError(f"{self.root} has no {split} identity with {settings.references + 1} photographs.")
         self.photos = [photo for own in self.people.values() for photo in own]
         self.pipeline = _pipeline(data, self.size)
         self.augment = PairAugmentation(AugmentationSettings(**settings.augmentation))
-        self._picture = lru_cache(maxsize=2000)(self._read)
+        self._others: dict[str, list[int]] = {}
+        for position, own in enumerate(self.photos):
+            self._others.setdefault(own.identity, []).append(position)
+        self._picture = lru_cache(maxsize=max(1, CACHED_BYTES // (3 * self.size**2)))(self._read)
 
     def _read(self, path: str, position: int) -> Tensor:
         photo = self.photos[position].photo
@@ -111,7 +127,7 @@ class TrainingPairs(IterableDataset[FaceBatch]):
         rng = np.random.default_rng(derive_seed(self.settings.seed, "training sample", number))
         target = int(rng.integers(len(self.photos)))
         identity = self.photos[target].identity
-        others = [i for i, photo in enumerate(self.photos) if photo.identity == identity and i != target]
+        others = [position for position in self._others[identity] if position != target]
         chosen = rng.choice(others, size=self.settings.references, replace=False)
         loaded = [self._load(int(position)) for position in (target, *chosen)]
         images, points = self.augment(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import re
@@ -16,19 +15,8 @@ from bench.errors import MissingError, UsageError, unknown_name
 from bench.paths import bench_home, resource_root
 
 SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Photo:
-    """One photograph of a data set.
-
-    Attributes:
-        identity: Who is shown.
-        path: Path inside the data set's folder, with "/" between its parts.
-    """
-
-    identity: str
-    path: str
+LAYOUTS = ("identity_folders", "flat", "paired", "auto")
+CONTENTS = ("ground_truth", "lq")
 
 
 @dataclass(frozen=True)
@@ -41,11 +29,22 @@ class DatasetCard:
         licence: Licence, as its authors word it.
         terms: What its users must know before using it.
         citation: How to cite it.
-        layout: Shape of the folder: `identity_folders` (one folder of photographs per person).
+        layout: Shape of the folder, one of `LAYOUTS`; see `bench/protocol/layout.py`.
+        contents: What its pictures are, one of `CONTENTS`: `ground_truth`, or `lq` for real degraded
+            pictures that have no ground truth.
+        folders: Names of the `paired` layout's folders: `{ground_truth, lq, reference}`.
         identity_pattern: Regular expression that a person's folder matches.
         photo_pattern: Regular expression that a photograph's file name matches.
+        identities_from: Who is shown, where folders do not say so: `{pattern}` (one group, on the
+            file's stem) or `{file}` (lines of file name and identity); None: everyone is alone.
+        references_from: Which references a picture has, where somebody fixed that:
+            `{file, image, references}` (a CSV file and two of its columns).
         size: Side of the aligned pictures in pixels.
-        splits: Identity lists, or `{rule: hashed, seed, test, validation}`.
+        align: Template that `bench data prepare` aligns the pictures with; None where they are aligned.
+        splits: Identity lists, `{rule: hashed, seed, test, validation}`, `{rule: all_test}` or
+            `{rule: all_train}`.
+        files: Archives: `{name, url, sha256, bytes, verified}` each.
+        public: Whether anyone can get it.
         package: `{distribution, version, path}` where an installable package ships the pictures.
         alignment: Committed alignment file, relative to `datasets/`; None where the pictures are
             aligned already.
@@ -65,8 +64,15 @@ class DatasetCard:
     source: str
     identity_pattern: str = r".+"
     photo_pattern: str = r".+"
+    contents: str = "ground_truth"
+    folders: dict[str, str | None] = field(default_factory=dict)
+    identities_from: dict[str, str] | None = None
+    references_from: dict[str, str] | None = None
     package: dict[str, str] | None = None
     alignment: str | None = None
+    align: str | None = None
+    files: list[dict[str, Any]] = field(default_factory=list)
+    public: bool = True
     statistics: dict[str, Any] = field(default_factory=dict)
     traps: list[str] = field(default_factory=list)
 
@@ -86,9 +92,14 @@ def load_card(name: str) -> DatasetCard:
     if not path.is_file():
         raise unknown_name("data card", name, card_names())
     try:
-        return DatasetCard(**yaml.safe_load(path.read_text("utf-8")))
+        card = DatasetCard(**yaml.safe_load(path.read_text("utf-8")))
     except TypeError as error:
         raise UsageError(f"The data card {path} is not valid: {error}.") from error
+    if card.layout not in LAYOUTS:
+        raise unknown_name(f"layout in the data card {name}", card.layout, LAYOUTS)
+    if card.contents not in CONTENTS:
+        raise unknown_name(f"contents in the data card {name}", card.contents, CONTENTS)
+    return card
 
 
 def data_root(card: DatasetCard, root: str | None = None) -> Path:
@@ -103,7 +114,7 @@ def data_root(card: DatasetCard, root: str | None = None) -> Path:
     if root is not None:
         given = Path(root).expanduser()
         if not given.is_dir():
-            raise MissingError(f"data.root={given} is not a folder. {_how_to_get(card)}")
+            raise MissingError(f"data.root={given} is not a folder. {how_to_get(card)}")
         return given
     places = [bench_home() / "data" / card.name]
     if configured := os.environ.get("BENCH_DATA"):
@@ -120,12 +131,11 @@ def data_root(card: DatasetCard, root: str | None = None) -> Path:
         except importlib.metadata.PackageNotFoundError:
             pass
     looked = ", ".join(str(place) for place in places)
-    raise MissingError(
-        f"The data set {card.name!r} ({card.title}) is not here. Looked in {looked}. {_how_to_get(card)}"
-    )
+    raise MissingError(f"The data set {card.name!r} ({card.title}) is not here. Looked in {looked}. {how_to_get(card)}")
 
 
-def _how_to_get(card: DatasetCard) -> str:
+def how_to_get(card: DatasetCard) -> str:
+    """How to get a data set, its licence, and what to run without it."""
     return (
         f"To get it: {card.obtain} Licence: {card.licence}. If you have it elsewhere, add data.root=FOLDER. "
         "Offline alternative: data=orl_heavy (ships with the demo extra)."
@@ -135,66 +145,3 @@ def _how_to_get(card: DatasetCard) -> str:
 def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Sort key that puts s2 before s10."""
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", text) if part]
-
-
-def list_photos(card: DatasetCard, root: Path) -> list[Photo]:
-    """Lists the photographs of a data set in natural order.
-
-    Raises:
-        UsageError: The card's layout is unknown.
-        MissingError: The folder holds no photographs in this layout.
-    """
-    from bench.image import is_picture
-
-    if card.layout != "identity_folders":
-        raise unknown_name(f"layout in the data card {card.name}", card.layout, ["identity_folders"])
-    pattern, photo_pattern = re.compile(card.identity_pattern), re.compile(card.photo_pattern)
-    folders = [path for path in root.iterdir() if path.is_dir() and pattern.fullmatch(path.name)]
-    photos = [
-        Photo(folder.name, f"{folder.name}/{path.name}")
-        for folder in sorted(folders, key=lambda path: natural_key(path.name))
-        for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
-        if photo_pattern.fullmatch(path.name) and is_picture(path)
-    ]
-    if not photos:
-        raise MissingError(
-            f"{root} holds no photographs in the layout of {card.name}: one folder per person whose name matches "
-            f"{card.identity_pattern!r}, with pictures inside. {_how_to_get(card)}"
-        )
-    return photos
-
-
-def split_identities(card: DatasetCard, identities: list[str]) -> dict[str, list[str]]:
-    """Who belongs to which split.
-
-    A card either lists its identities, or names the rule `hashed`: identities are ordered by the
-    SHA-256 of "<card>/<seed>/<identity>"; the first `test` of them are tested, the next
-    `validation` validated, the rest trained on. The rule needs no list of a data set that cannot be
-    shipped and gives everyone who has it the same split.
-
-    Args:
-        card: Data card.
-        identities: Everyone who is present.
-
-    Raises:
-        UsageError: Unknown rule, or a listed identity stands in two splits.
-    """
-    splits = card.splits
-    if "rule" in splits:
-        if splits["rule"] != "hashed":
-            raise unknown_name(f"split rule in the data card {card.name}", splits["rule"], ["hashed"])
-
-        def rank(identity: str) -> str:
-            return hashlib.sha256(f"{card.name}/{splits['seed']}/{identity}".encode()).hexdigest()
-
-        ordered = sorted(identities, key=rank)
-        first, second = splits["test"], splits["test"] + splits["validation"]
-        parts = {"test": ordered[:first], "validation": ordered[first:second], "train": ordered[second:]}
-    else:
-        parts = {name: [str(identity) for identity in splits.get(name, [])] for name in SPLITS}
-        listed = [identity for part in parts.values() for identity in part]
-        if len(listed) != len(set(listed)):
-            raise UsageError(f"The data card {card.name} lists an identity in two splits.")
-        present = set(identities)
-        parts = {name: [identity for identity in part if identity in present] for name, part in parts.items()}
-    return {name: sorted(parts[name], key=natural_key) for name in SPLITS}

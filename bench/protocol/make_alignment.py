@@ -17,7 +17,8 @@ from bench.files import sha256_file, write_json
 from bench.image import read_image
 from bench.paths import resource_root
 from bench.protocol.alignment import TEMPLATES, alignment_matrix
-from bench.protocol.card import data_root, list_photos, load_card
+from bench.protocol.card import data_root, load_card
+from bench.protocol.layout import list_photos
 
 
 def make_alignment(card_name: str, template_name: str, root: str | None = None) -> dict[str, Any]:

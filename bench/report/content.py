@@ -35,6 +35,10 @@ class Pictures(Protocol):
         """The degraded picture."""
         ...
 
+    def has_truth(self, image_id: str) -> bool:
+        """Whether a ground truth exists."""
+        ...
+
     def truth(self, image_id: str) -> np.ndarray:
         """The ground truth."""
         ...
@@ -224,7 +228,8 @@ def make_case(kind: str, image_id: str, runs: Sequence[Run], pictures: Sequence[
             strip.append(_picture(run.label, source.restored(image_id), "restored"))
         except (BenchError, OSError, KeyError):
             continue
-    strip.append(_picture("ground truth", own.truth(image_id), "truth"))
+    if own.has_truth(image_id):
+        strip.append(_picture("ground truth", own.truth(image_id), "truth"))
     rows = lead.scores[lead.scores["image_id"] == image_id]
     values = []
     for metric in metrics:

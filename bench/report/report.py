@@ -90,7 +90,7 @@ def _cases(runs: list[Run], metric: str | None, opener: Callable[[Path], Picture
     try:
         opened = [opener(run.folder) for run in runs]
         values = lead.values(metric)
-        large = opened[lead.index].truth(values.index[0]).shape[0] > LARGE
+        large = opened[lead.index].lq(values.index[0]).shape[0] > LARGE
         images = choose_images(values, bool(facts[metric]["higher_is_better"]), 1 if large else 2)
         return [make_case(kind, image_id, runs, opened, shown) for kind, image_id in images], None
     except (BenchError, OSError) as error:

@@ -123,7 +123,8 @@ def _trainer(config: dict[str, Any]) -> str:
 
 
 def _data(config: dict[str, Any], found: dict[str, Any]) -> str:
-    from bench.protocol.card import data_root, list_photos, load_card
+    from bench.protocol.card import data_root, load_card
+    from bench.protocol.layout import list_photos
 
     card = load_card(config["data"]["card"])
     root = data_root(card, config["data"]["root"])
@@ -135,7 +136,9 @@ def _data(config: dict[str, Any], found: dict[str, Any]) -> str:
 
 def _protocol(config: dict[str, Any], found: dict[str, Any]) -> str:
     """Plans the protocol, compares it with the frozen one, and makes its first picture."""
-    from bench.protocol.protocol import DataSettings, ProtocolPictures, committed_path, load_protocol, require_images
+    from bench.protocol.freeze import committed_path, load_protocol, require_images
+    from bench.protocol.pictures import ProtocolPictures
+    from bench.protocol.protocol import DataSettings
 
     protocol = load_protocol(DataSettings(**config["data"]))
     require_images(protocol)

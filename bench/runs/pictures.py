@@ -12,7 +12,8 @@ import yaml
 from bench.errors import UsageError
 from bench.image import read_image
 from bench.protocol.card import data_root, load_card
-from bench.protocol.protocol import Protocol, ProtocolImage, ProtocolPictures
+from bench.protocol.pictures import ProtocolPictures
+from bench.protocol.protocol import Protocol, ProtocolImage
 
 
 def restored_path(run_dir: Path, image_id: str) -> Path:
@@ -57,12 +58,17 @@ class RunPictures:
         """Who is shown."""
         return self._images[image_id].identity
 
+    def has_truth(self, image_id: str) -> bool:
+        """Whether a ground truth exists."""
+        return self._images[image_id].source is not None
+
     def _truth(self, image_id: str) -> np.ndarray:
         return self._pictures.truth(self._images[image_id])
 
     def lq(self, image_id: str) -> np.ndarray:
         """Degraded picture, (H, W, 3) uint8 RGB."""
-        return self._pictures.lq(self._images[image_id], self.truth(image_id))
+        image = self._images[image_id]
+        return self._pictures.lq(image, None if image.source is None else self.truth(image_id))
 
     def references(self, image_id: str) -> list[np.ndarray]:
         """References in the protocol's order, (H, W, 3) uint8 RGB each."""

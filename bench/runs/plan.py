@@ -17,7 +17,9 @@ from bench.files import sha256_bytes, sha256_file, write_json, write_text
 from bench.method import RestorationMethod
 from bench.paths import runs_root
 from bench.protocol.card import data_root, load_card
-from bench.protocol.protocol import DataSettings, Protocol, ProtocolPictures, load_protocol, require_images
+from bench.protocol.freeze import load_protocol, require_images
+from bench.protocol.pictures import ProtocolPictures
+from bench.protocol.protocol import DataSettings, Protocol
 from bench.registry import load_method, load_metric
 from bench.weights.method_weights import read_weights, weights_path
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from bench.errors import BenchError, IncompleteError, UsageError
 from bench.files import write_json
-from bench.protocol.protocol import committed_path
+from bench.protocol.freeze import committed_path
 from bench.registry import load_metric
 from bench.runs.environment import environment
 from bench.runs.journal import Journal, read_journals

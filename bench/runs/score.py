@@ -14,7 +14,8 @@ from bench.image import read_image
 from bench.metrics.metric import Metric, Score, ScoringBatch
 from bench.progress import Progress
 from bench.protocol.alignment import valid_region
-from bench.protocol.protocol import ProtocolImage, ProtocolPictures
+from bench.protocol.pictures import ProtocolPictures
+from bench.protocol.protocol import ProtocolImage
 from bench.registry import load_metric
 from bench.runs.journal import Journal, read_journals
 from bench.runs.pictures import restored_path
@@ -32,18 +33,19 @@ def scoring_batch(
     def points(photo: Any) -> np.ndarray:
         return np.full((5, 2), np.nan) if photo.points is None else photo.points
 
-    known = all(image.source.points is not None for image in images)
+    real = any(image.source is None for image in images)
+    known = not real and all(image.shown.points is not None for image in images)
     return ScoringBatch(
         image_ids=[image.image_id for image in images],
         restored=np.stack(restored),
-        truth=np.stack([pictures.truth(image) for image in images]),
+        truth=None if real else np.stack([pictures.truth(image) for image in images]),
         references=[[pictures.crop(reference) for reference in image.references] for image in images],
-        landmarks=np.stack([points(image.source) for image in images]) if known else None,
+        landmarks=np.stack([points(image.shown) for image in images]) if known else None,
         reference_landmarks=[np.stack([points(r) for r in image.references]) for image in images]
         if all(image.references for image in images)
         else None,
         valid=np.stack(
-            [valid_region(image.source.matrix, pictures.photo(image.source.path).shape[:2], size) for image in images]
+            [valid_region(image.shown.matrix, pictures.photo(image.shown.path).shape[:2], size) for image in images]
         ),
     )
 
@@ -100,9 +102,9 @@ def score_pictures(
     return [{name: scores[row] for name, scores in by_metric.items()} for row in range(len(images))]
 
 
-def _known(image: ProtocolImage) -> tuple[bool, bool]:
-    """Whether the points of the ground truth are known, and whether there are references."""
-    return image.source.points is not None, bool(image.references)
+def _known(image: ProtocolImage) -> tuple[bool, bool, bool]:
+    """Whether there is a ground truth, whether its points are known, and whether there are references."""
+    return image.source is not None, image.shown.points is not None, bool(image.references)
 
 
 def _chunks(images: Sequence[ProtocolImage], size: int) -> Iterator[Sequence[ProtocolImage]]:

@@ -21,16 +21,13 @@ from bench.errors import MissingError, UsageError
 from bench.image import read_image, write_png
 from bench.protocol import card as cards
 from bench.protocol.alignment import ORL_TIGHT, alignment_matrix, transform_points, valid_region, warp
-from bench.protocol.card import list_photos, load_card, natural_key, split_identities
-from bench.protocol.protocol import (
-    DataSettings,
-    Protocol,
-    ProtocolMismatchError,
-    ProtocolPictures,
-    committed_path,
-    load_protocol,
-    plan_images,
-)
+from bench.protocol.card import load_card, natural_key
+from bench.protocol.freeze import committed_path, load_protocol
+from bench.protocol.layout import list_photos
+from bench.protocol.pictures import ProtocolPictures
+from bench.protocol.protocol import DataSettings, Protocol, ProtocolMismatchError
+from bench.protocol.selection import plan_images
+from bench.protocol.splits import split_identities
 
 PEOPLE = ("00005", "00012", "00031")
 
