@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bench.degradation.operator import Operator, Parameters, check_probability, check_range
-from bench.degradation.operators.filtering import correlate
+from bench.degradation.operators.filtering import by_planes, correlate, is_plain, needs_gradient
 from bench.degradation.operators.kernels import (
     gaussian_kernel,
     generalised_gaussian_kernel,
@@ -217,6 +218,8 @@ class MedianBlur(Operator):
 def _median(image: Tensor, side: int) -> Tensor:
     if side == 1:
         return image
+    if side <= 5 and is_plain(image) and not needs_gradient(image):
+        return by_planes(image, lambda plane: cv2.medianBlur(plane, side))
     half = side // 2
     padded = F.pad(image.unsqueeze(0), (half, half, half, half), mode="replicate").squeeze(0)
     # Unfolded, the picture grows by the window's area; strips of rows bound the memory.

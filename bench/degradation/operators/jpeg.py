@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.degradation.operator import Operator, Parameters, check_range
+from bench.degradation.operators.filtering import needs_gradient
+from bench.degradation.operators.threads import map_pictures
 from bench.errors import UsageError
 
 
@@ -36,21 +38,30 @@ class JPEG(Operator):
 
     def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
         """Compresses and decodes every picture at its own quality."""
+        decoded = map_pictures(lambda pair: _decoded(*pair), zip(images, parameters, strict=True))
         return [
-            _straight_through_jpeg(image, record["quality"]) for image, record in zip(images, parameters, strict=True)
+            _straight_through(image, real, record["quality"])
+            for image, real, record in zip(images, decoded, parameters, strict=True)
         ]
 
 
-def _straight_through_jpeg(image: Tensor, quality: int) -> Tensor:
-    pixels = image.detach().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    encoded, content = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+def _decoded(image: Tensor, record: Parameters) -> Tensor:
+    """What the codec makes of the picture, (3, H, W) uint8 on the CPU."""
+    red, green, blue = image.detach().mul(255).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
+    encoded, content = cv2.imencode(
+        ".jpg", cv2.merge((blue, green, red)), [cv2.IMWRITE_JPEG_QUALITY, record["quality"]]
+    )
     if not encoded:
-        raise RuntimeError(f"The JPEG encoder failed on a picture of {pixels.shape[:2]} px at quality {quality}.")
+        raise RuntimeError(f"The JPEG encoder failed on a picture of {red.shape} px at quality {record['quality']}.")
     decoded = cv2.imdecode(content, cv2.IMREAD_COLOR)
     if decoded is None:
         raise RuntimeError("The JPEG decoder failed on what the encoder wrote.")
-    real = torch.from_numpy(np.ascontiguousarray(decoded[:, :, ::-1])).permute(2, 0, 1).to(image).div_(255.0)
-    if not (torch.is_grad_enabled() and image.requires_grad):
+    return torch.from_numpy(np.stack(cv2.split(decoded)[::-1]))
+
+
+def _straight_through(image: Tensor, decoded: Tensor, quality: int) -> Tensor:
+    real = decoded.to(image).div_(255.0)
+    if not needs_gradient(image):
         return real
     from kornia.enhance import jpeg_codec_differentiable
 

@@ -17,6 +17,7 @@ from bench.degradation.operators.threads import map_pictures
 from bench.errors import UsageError
 
 LUMA = (0.299, 0.587, 0.114)
+BINS = 2048
 
 
 class GaussianNoise(Operator):
@@ -199,39 +200,54 @@ def _random_mixing(rng: np.random.Generator) -> list[list[float]]:
 
 def _poisson_field(image: Tensor, record: Parameters) -> Tensor:
     """What the Poisson distribution adds to the picture, (1 or C, H, W) float64."""
-    picture = image.detach().cpu().double()
+    picture = image.detach()
     if record["grey"]:
-        picture = torch.tensordot(picture.new_tensor(LUMA), picture, dims=1).unsqueeze(0)
-    levels = picture.mul(255).round().clamp(0, 255).to(torch.uint8).numpy()
+        picture = LUMA[0] * picture[0:1] + LUMA[1] * picture[1:2] + LUMA[2] * picture[2:3]
+    levels = picture.mul(255).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
     present = np.flatnonzero(np.bincount(levels.ravel(), minlength=256))
     white = record["photons"] if "photons" in record else 2.0 ** math.ceil(math.log2(len(present)))
+    row_of_level = np.zeros(256, dtype=np.int64)
+    row_of_level[present] = np.arange(len(present))
     # One uniform number per pixel through the inverse distribution: a level that another device rounds otherwise
     # moves its own pixel by a photon, where a rejection sampler would change every pixel after it.
     uniform = np.random.default_rng(record["seed"]).random(levels.shape)
-    counts = _poisson_quantile(uniform, levels, present * (white / 255.0), present)
-    return torch.from_numpy(counts / white - levels / 255.0)
+    noise = _poisson_noise(uniform.ravel(), row_of_level[levels.ravel()], present / 255.0, white)
+    return torch.from_numpy(noise.reshape(levels.shape))
 
 
-def _poisson_quantile(uniform: np.ndarray, levels: np.ndarray, means: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Inverse of the Poisson distribution function, for pictures of few distinct means.
+def _poisson_noise(uniform: np.ndarray, rows: np.ndarray, values: np.ndarray, white: float) -> np.ndarray:
+    """Inverse Poisson distribution minus its mean, for few distinct means.
 
     Args:
-        uniform: Probabilities in [0, 1), any shape.
-        levels: Level of each, the same shape, uint8.
-        means: Mean of each level that is present, ascending.
-        present: These levels, ascending.
+        uniform: Probabilities in [0, 1), (N,).
+        rows: Which of the values each stands for, (N,).
+        values: Brightness of each, in [0, 1].
+        white: Photons of brightness 1.
+
+    Returns:
+        Noise in units of white, (N,).
     """
-    spread = 10 * np.sqrt(means) + 10
-    first = np.maximum(0, np.floor(means - spread)).astype(np.int64)
-    window = np.arange(int((means + spread - first).max()) + 2)
-    counts = first[:, None] + window
+    means = values * white
+    reach = 10 * np.sqrt(means) + 10
+    first = np.maximum(0, np.floor(means - reach))
+    width = int((means + reach - first).max()) + 2
+    counts = first[:, None].astype(np.int64) + np.arange(width)
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, counts.max() + 1)))])
     logarithms = counts * np.log(np.maximum(means, 1e-300))[:, None] - means[:, None] - log_factorial[counts]
     distribution = np.minimum(np.cumsum(np.exp(logarithms), axis=1), 1.0)
-    # Row r lies in [r, r + 1]: one sorted list serves all levels.
     distribution[:, -1] = 1.0
-    row_of_level = np.zeros(256, dtype=np.int64)
-    row_of_level[present] = np.arange(len(present))
-    rows = row_of_level[levels]
-    steps = (distribution + np.arange(len(present))[:, None]).ravel()
-    return np.searchsorted(steps, rows + uniform, side="right") - rows * len(window) + first[rows]
+
+    # A table by the leading bits of the probability answers most pixels; where the distribution steps within a bin,
+    # a search does. Row r of the distribution, plus r, lies in [r, r + 1]: one sorted list serves all rows.
+    bins = (distribution * BINS).astype(np.int64) + (BINS + 1) * np.arange(len(means))[:, None]
+    steps = np.bincount(bins.ravel(), minlength=(BINS + 1) * len(means)).reshape(len(means), BINS + 1)[:, :BINS]
+    below = np.cumsum(steps, axis=1) - steps
+    value = ((first - means)[:, None] + below) / white
+    value[steps > 0] = np.nan
+    noise = value.ravel()[rows * BINS + (uniform * BINS).astype(np.int64)]
+    unsure = np.flatnonzero(np.isnan(noise))
+    row = rows[unsure]
+    listed = (distribution + np.arange(len(means))[:, None]).ravel()
+    found = np.searchsorted(listed, row + uniform[unsure], side="right") - row * width
+    noise[unsure] = (found + (first - means)[row]) / white
+    return noise

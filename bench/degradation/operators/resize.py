@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bench.degradation.operator import Operator, Parameters, check_probability, check_range
+from bench.degradation.operators.filtering import by_planes, is_plain, needs_gradient
 from bench.errors import UsageError, unknown_name
 
 SMALLEST_SIDE = 16
 INTERPOLATIONS = ("area", "bilinear", "bicubic", "bicubic_antialiased")
+# The same weights as torch, ten times as fast on a CPU; a gradient is torch's.
+_OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 DIRECTIONS = ("up", "down", "keep")
 
 
@@ -171,10 +175,17 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: str = "bilinear"
         return image
     if interpolation == "area":
         return F.interpolate(image.unsqueeze(0), size=size, mode="area").squeeze(0)
+    fast = None
+    if is_plain(image) and interpolation in _OPENCV:
+        shape, code = size[::-1], _OPENCV[interpolation]
+        fast = by_planes(image, lambda plane: cv2.resize(plane, shape, interpolation=code))
+        if not needs_gradient(image):
+            return fast
     mode, _, antialiased = interpolation.partition("_")
-    return F.interpolate(
+    soft = F.interpolate(
         image.unsqueeze(0), size=size, mode=mode, align_corners=False, antialias=bool(antialiased)
     ).squeeze(0)
+    return soft if fast is None else fast + (soft - soft.detach())
 
 
 def matlab_downscale(image: Tensor, factor: int) -> Tensor:

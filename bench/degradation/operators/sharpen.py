@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import cv2
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.degradation.operator import Operator, Parameters, check_range
-from bench.degradation.operators.filtering import correlate, from_hwc, needs_gradient, to_hwc
+from bench.degradation.operators.filtering import by_planes, correlate, needs_gradient
 from bench.errors import UsageError
 
 
@@ -70,6 +71,6 @@ def _smooth(images: Sequence[Tensor], sides: Sequence[int]) -> list[Tensor]:
         if not on_cpu:
             results.append(soft)
             continue
-        fast = from_hwc(cv2.GaussianBlur(to_hwc(image), (side, side), 0, borderType=cv2.BORDER_REFLECT_101))
+        fast = by_planes(image, functools.partial(cv2.GaussianBlur, ksize=(side, side), sigmaX=0))
         results.append(fast + (soft - soft.detach()) if needs_gradient(image) else fast)
     return results
