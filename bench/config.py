@@ -18,7 +18,7 @@ from bench.errors import UsageError, unknown_name
 from bench.paths import resource_root
 from bench.registry import data_folders, method_targets
 
-GROUPS = ("method", "data", "metrics", "trainer")
+GROUPS = ("method", "data", "protocol", "metrics", "trainer")
 PATH_KEYS = ("run_dir", "data.root", "method.root", "method.weights")
 
 
@@ -142,10 +142,21 @@ def compose(config: str, words: list[str]) -> dict[str, Any]:
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, config, given) from error
     _check_values(plain)
-    if isinstance(plain["data"].get("degradation"), str):
-        plain["data"]["degradation"] = read_preset("degradation", plain["data"]["degradation"])
-    settings: dict[str, Any] = plain
+    settings: dict[str, Any] = plain | {"data": _data_settings(plain["data"], given)}
     return settings
+
+
+def _data_settings(data: dict[str, Any], given: dict[str, str]) -> dict[str, Any]:
+    """The data group with its preset in its place, named after the protocol it was given."""
+    data = dict(data)
+    if isinstance(data.get("degradation"), str):
+        data["degradation"] = read_preset("degradation", data["degradation"])
+    protocol = data.pop("protocol")
+    if protocol and "data.name" not in given:
+        data["name"] = f"{data['name']}_{protocol['name']}"
+    if protocol and "data.title" not in given:
+        data["title"] = f"{data['title'].split(':')[0]}: {protocol['title']}"
+    return data
 
 
 def _check_values(settings: dict[str, Any]) -> None:
@@ -160,10 +171,13 @@ def _check_values(settings: dict[str, Any]) -> None:
         "data.size": (data["size"], 16),
         "data.references": (data["references"], 0),
         "data.targets": (data["targets"], 1),
+        "data.identities": (data.get("identities"), 1),
+        "data.minimum_photos": (data.get("minimum_photos"), 1),
         "trainer.max_steps": (trainer["max_steps"], 1),
         "trainer.num_workers": (trainer["num_workers"], 0),
         "trainer.threads": (trainer["threads"], 1),
         "checkpoint_every": (settings.get("checkpoint_every", 1), 1),
+        "pool": (settings.get("pool", 0), 0),
     }
     for key, (value, smallest) in least.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < smallest):
@@ -229,7 +243,8 @@ def _known_keys(config: str, given: dict[str, str]) -> list[str]:
             content |= yaml.safe_load((resource_root() / "configs/trainer/default.yaml").read_text("utf-8"))
         for own in (content.pop("sizes", None) or {}).values():
             content = {**own, **content}
-        keys += [key for name, value in content.items() for key in flatten(f"{group}.{name}", value)]
+        inside = "data" if group == "protocol" else group
+        keys += [key for name, value in content.items() for key in flatten(f"{inside}.{name}", value)]
     return keys
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from torch.utils.data import IterableDataset
 
 from bench.batch import FaceBatch
 from bench.data.augmentation import AugmentationSettings, PairAugmentation
+from bench.data.pool import TrainingPairPool, with_own_noise
+from bench.degradation.pipeline import DegradationPipeline
 from bench.errors import MissingError, UsageError
 from bench.image import read_image
 from bench.protocol.aligner import PhotoAligner
@@ -47,6 +49,9 @@ class TrainingSettings:
         seed: Seed of the stream.
         size: Side the pictures are trained at; None for the protocol's.
         augmentation: Keyword arguments of `AugmentationSettings`.
+        pool: Rows whose degradations are mixed, see `TrainingPairPool`; 0 for none.
+        shared_degradation: Draw kernel, scale and quality once per batch, as the released trainings of
+            Real-ESRGAN, StableSR and RestorerID do, instead of once per picture.
     """
 
     batch_size: int = 8
@@ -54,6 +59,8 @@ class TrainingSettings:
     seed: int = 0
     size: int | None = None
     augmentation: dict[str, Any] = field(default_factory=dict)
+    pool: int = 0
+    shared_degradation: bool = False
 
 
 class TrainingPairs(IterableDataset[FaceBatch]):
@@ -106,6 +113,7 @@ class TrainingPairs(IterableDataset[FaceBatch]):
             raise MissingError(f"{self.root} has no {split} identity with {settings.references + 1} photographs.")
         self.photos = [photo for own in self.people.values() for photo in own]
         self.pipeline = _pipeline(data, self.size)
+        self.pool = TrainingPairPool(settings.pool, settings.batch_size, settings.seed)
         self.augment = PairAugmentation(AugmentationSettings(**settings.augmentation))
         self._others: dict[str, list[int]] = {}
         for position, own in enumerate(self.photos):
@@ -137,13 +145,17 @@ class TrainingPairs(IterableDataset[FaceBatch]):
 
     def batch(self, step: int) -> FaceBatch:
         """The batch of one step on this rank."""
-        size = self.settings.batch_size
-        start = (step * self.world_size + self.rank) * size
-        numbers = range(start, start + size)
+        batches = [(own * self.world_size + self.rank, row) for own, row in self.pool.sources(step)]
+        numbers = [batch * self.settings.batch_size + row for batch, row in batches]
         samples = [self.sample(number) for number in numbers]
         gt = torch.stack([images[0] for images, *_ in samples])
         seeds = [derive_seed(self.settings.seed, "training degradation", number) for number in numbers]
-        theta = self.pipeline.sample(seeds, (self.size, self.size))
+        if self.settings.shared_degradation:
+            shared = [derive_seed(self.settings.seed, "shared degradation", batch) for batch, _ in batches]
+            drawn = self.pipeline.sample(shared, (self.size, self.size))
+            theta = [with_own_noise(one, seed) for one, seed in zip(drawn, seeds, strict=True)]
+        else:
+            theta = self.pipeline.sample(seeds, (self.size, self.size))
         with torch.no_grad():
             lq = self.pipeline.apply(gt, theta)
         references = torch.stack([images[1:] for images, *_ in samples])
@@ -170,7 +182,8 @@ class TrainingPairs(IterableDataset[FaceBatch]):
             step += stride
 
 
-def _pipeline(data: DataSettings, size: int) -> Any:
-    from dataclasses import replace
-
-    return replace(data, size=size).pipeline()
+def _pipeline(data: DataSettings, size: int) -> DegradationPipeline:
+    pipeline = replace(data, size=size).pipeline()
+    if pipeline is None:
+        raise UsageError(f"data={data.name} degrades nothing. Give a preset to train on: data.degradation=heavy.")
+    return pipeline

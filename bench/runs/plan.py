@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from bench.config import method_settings
+from bench.config import group_choices, method_settings
 from bench.errors import MissingError, UsageError, unknown_name
 from bench.files import sha256_bytes, sha256_file, write_json, write_text
 from bench.method import RestorationMethod
@@ -71,7 +71,8 @@ def choose_size(config: dict[str, Any]) -> tuple[str | None, Path | None]:
         return None, weights_path(name, "default", given)
     if wanted not in ("auto", *sizes):
         raise unknown_name(f"size of {name}", wanted, ["auto", *sizes])
-    train = f"bench train method={name} data={config['data']['name']} size={{}}"
+    known = [choice for choice in group_choices("data") if config["data"]["name"].startswith(choice)]
+    train = f"bench train method={name} data={max(known, key=len, default='NAME')} size={{}}"
     if wanted == "auto":
         if given:
             _, metadata = read_weights(Path(given).expanduser()) if Path(given).expanduser().is_file() else ({}, {})

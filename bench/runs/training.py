@@ -91,6 +91,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         seed=int(config["seed"]),
         size=settings.get("native_size"),
         augmentation=config["augmentation"],
+        pool=int(config["pool"]),
+        shared_degradation=bool(config["shared_degradation"]),
     )
     # Whatever decides the result is part of the checkpoint's settings: a training only resumes its own kind.
     settings["training"] = own | {"max_steps": batches, "data": data.name, "samples": asdict(samples)}

@@ -111,3 +111,15 @@ def test_composed_values_are_built_in_types() -> None:
 
     check(compose("run", ["method=refine"]))
     check(compose("train", ["method=refine", "trainer=ddp"]))
+
+
+def test_a_protocol_changes_the_choice_of_pictures_and_the_name() -> None:
+    data = compose("run", ["method=input", "data=celebref_heavy", "protocol=pfstorer20"])["data"]
+    assert data["name"] == "celebref_heavy_pfstorer20"
+    assert (data["identities"], data["minimum_photos"], data["references"], data["targets"]) == (20, 10, 5, None)
+    assert data["title"].startswith("CelebRef-HQ, heavy degradation: 20 people")
+    assert "protocol" not in data
+    own = compose("run", ["method=input", "protocol=pfstorer20", "data.references=3", "data.name=mine"])["data"]
+    assert (own["name"], own["references"]) == ("mine", 3)
+    with pytest.raises(UsageError, match="Did you mean 'pfstorer20'"):
+        compose("run", ["method=input", "protocol=pfstorer2"])
