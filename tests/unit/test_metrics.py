@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from bench.metrics.metric import Score, ScoringBatch
 from bench.registry import load_metric
 
 cv2 = pytest.importorskip("cv2")
+skimage_color = pytest.importorskip("skimage.color")
 skimage_data = pytest.importorskip("skimage.data")
 skimage_metrics = pytest.importorskip("skimage.metrics")
 
@@ -229,6 +231,35 @@ def test_a_face_that_is_not_found_has_its_price(points: np.ndarray) -> None:
     eyes = float(np.hypot(*(points[1] - points[0])))
     assert value("lmd_capped", batch) == pytest.approx(0.25 * eyes)
     assert value("lmd_capped", batch_of(truth_picture(), points + np.array([500.0, 0.0]))) == pytest.approx(0.25 * eyes)
+
+
+def test_brisque_is_the_regression_on_its_features() -> None:
+    """Support vectors read by scikit-learn, features by piq, the kernel by scikit-learn."""
+    import torch
+    from piq.brisque import _natural_scene_statistics, _scale_features
+    from pyiqa.matlab_utils import imresize
+    from sklearn.datasets import load_svmlight_file
+    from sklearn.metrics.pairwise import rbf_kernel
+
+    from bench.weights import catalogue
+
+    path = catalogue.locate("brisque_allmodel")
+    lines = path.read_text("ascii").partition("\nSV\n")[2]
+    vectors, coefficients = load_svmlight_file(io.BytesIO(lines.encode("ascii")), n_features=36)
+    picture = np.ascontiguousarray(skimage_data.astronaut()[:256, :256])
+    luma = torch.from_numpy(skimage_color.rgb2ycbcr(picture)[..., 0])[None, None]
+    half = imresize(luma, scale=0.5, antialiasing=True)
+    features = _scale_features(torch.cat([_natural_scene_statistics(own) for own in (luma, half)], dim=-1))
+    expected = float((rbf_kernel(features.numpy(), vectors.toarray(), gamma=0.05) @ coefficients).item() + 153.591)
+    # piq pads the border with zeros, pyiqa by reflection: the numbers run from about -10 to 100.
+    assert value("brisque", batch_of(picture, truth=picture)) == pytest.approx(expected, abs=1.0)
+
+
+def test_brisque_punishes_blur_and_noise() -> None:
+    picture = np.ascontiguousarray(skimage_data.astronaut()[:256, :256])
+    pictures = (picture, blurred(picture, 4.0), noisy(picture, 40.0))
+    clean, soft, grainy = (value("brisque", batch_of(own, truth=picture)) for own in pictures)
+    assert clean < min(soft, grainy)
 
 
 def test_niqe_is_null_on_small_pictures_and_real_on_large_ones() -> None:
