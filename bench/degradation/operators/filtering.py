@@ -8,20 +8,22 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from bench.errors import UsageError
 
 LARGEST_DIRECT_KERNEL = 15
-# Above it, OpenCV's Fourier transform beats two passes with a line.
-LARGEST_SEPARATE_KERNEL = 35
+# On the CPU in float32, at 512 px: above these sides the Fourier transform is faster.
+LARGEST_OPENCV_KERNEL = 11
+LARGEST_SEPARABLE_KERNEL = 27
 
 
 def correlate(images: Sequence[Tensor], kernels: Sequence[Tensor]) -> list[Tensor]:
     """Correlates every picture with its own kernel; borders are reflected without repeating the edge.
 
-    Double precision and GPUs use torch; float32 on the CPU uses OpenCV, also where a gradient is
-    asked for: the values are OpenCV's, the gradient is torch's.
+    On the CPU pictures are filtered one by one, so that none depends on its batch. In float32 there, OpenCV filters
+    with small and separable kernels; its values stay where a gradient is asked for, which is torch's.
 
     Args:
         images: Pictures, (C, H, W) each.
@@ -42,11 +44,14 @@ def correlate(images: Sequence[Tensor], kernels: Sequence[Tensor]) -> list[Tenso
         groups.setdefault((side, *image.shape), []).append(position)
     results = list(images)
     for positions in groups.values():
-        members = [images[position] for position in positions]
-        for position, filtered in zip(
-            positions, _correlate_equal(members, [kernels[p] for p in positions]), strict=True
-        ):
-            results[position] = filtered
+        if images[positions[0]].device.type == "cpu":
+            for position in positions:
+                results[position] = _on_cpu(images[position], kernels[position])
+            continue
+        stack = torch.stack([images[position] for position in positions])
+        filtered = _by_torch(stack, torch.stack([kernels[position] for position in positions]))
+        for position, result in zip(positions, filtered.unbind(0), strict=True):
+            results[position] = result
     return results
 
 
@@ -66,26 +71,26 @@ def by_planes(image: Tensor, work: Callable[[np.ndarray], np.ndarray]) -> Tensor
     return torch.from_numpy(np.stack([work(plane) for plane in planes]))
 
 
-def _correlate_equal(images: list[Tensor], kernels: list[Tensor]) -> list[Tensor]:
-    fast = None
-    if is_plain(images[0]):
-        fast = [_by_opencv(image, kernel) for image, kernel in zip(images, kernels, strict=True)]
-    if fast is not None and not any(needs_gradient(image) for image in images):
+def _on_cpu(image: Tensor, kernel: Tensor) -> Tensor:
+    fast = _by_opencv(image, kernel) if is_plain(image) else None
+    if fast is not None and not needs_gradient(image):
         return fast
-    soft = list(_by_torch(torch.stack(images), torch.stack(kernels)).unbind(0))
-    if fast is None:
-        return soft
-    return [value + (slope - slope.detach()) for value, slope in zip(fast, soft, strict=True)]
+    soft = _by_torch(image.unsqueeze(0), kernel.unsqueeze(0)).squeeze(0)
+    return soft if fast is None else fast + (soft - soft.detach())
 
 
-def _by_opencv(image: Tensor, kernel: Tensor) -> Tensor:
-    column, row = kernel.sum(1), kernel.sum(0)
+def _by_opencv(image: Tensor, kernel: Tensor) -> Tensor | None:
+    """The filtered picture where OpenCV is the fastest."""
+    side = kernel.shape[0]
     border = cv2.BORDER_REFLECT_101
-    if len(row) <= LARGEST_SEPARATE_KERNEL and float((torch.outer(column, row) - kernel).abs().max()) < 1e-12:
+    column, row = kernel.sum(1), kernel.sum(0)
+    if side <= LARGEST_SEPARABLE_KERNEL and float((torch.outer(column, row) - kernel).abs().max()) < 1e-12:
         lines = (row.numpy(), column.numpy())
         return by_planes(image, lambda plane: cv2.sepFilter2D(plane, -1, *lines, borderType=border))
-    square = kernel.numpy()
-    return by_planes(image, lambda plane: cv2.filter2D(plane, -1, square, borderType=border))
+    if side <= LARGEST_OPENCV_KERNEL:
+        square = kernel.numpy()
+        return by_planes(image, lambda plane: cv2.filter2D(plane, -1, square, borderType=border))
+    return None
 
 
 def _by_torch(stack: Tensor, kernels: Tensor) -> Tensor:
@@ -93,7 +98,8 @@ def _by_torch(stack: Tensor, kernels: Tensor) -> Tensor:
     side = kernels.shape[-1]
     pad = side // 2
     padded = F.pad(stack, (pad, pad, pad, pad), mode="reflect")
-    if side > LARGEST_DIRECT_KERNEL or stack.dtype == torch.float64:
+    on_cpu = stack.device.type == "cpu"
+    if side > (LARGEST_OPENCV_KERNEL if on_cpu else LARGEST_DIRECT_KERNEL) or stack.dtype == torch.float64:
         return _by_fft(padded, kernels.to(stack), pad)
     weight = kernels.to(stack).repeat_interleave(channels, 0).unsqueeze(1)
     flat = padded.reshape(1, count * channels, *padded.shape[2:])
@@ -105,6 +111,10 @@ def _by_fft(padded: Tensor, kernels: Tensor, pad: int) -> Tensor:
 
     torch's convolution unfolds double-precision pictures: gigabytes at 512 px, and minutes.
     """
-    size = padded.shape[-2:]
-    spectrum = torch.fft.rfft2(padded) * torch.fft.rfft2(kernels.flip(-2, -1), s=size).unsqueeze(1)
-    return torch.fft.irfft2(spectrum, s=size)[..., 2 * pad :, 2 * pad :]
+    height, width = padded.shape[-2:]
+    size = (height, width)
+    if padded.dtype != torch.float64:
+        # Frozen pictures are made in double precision: their bits stay those of the exact size.
+        size = (next_fast_len(height, real=True), next_fast_len(width, real=True))
+    spectrum = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(kernels.flip(-2, -1), s=size).unsqueeze(1)
+    return torch.fft.irfft2(spectrum, s=size)[..., 2 * pad : height, 2 * pad : width].contiguous()
