@@ -1,28 +1,42 @@
-"""Measure latency, throughput, peak memory, parameters and FLOPs of a method."""
+"""Measure latency, throughput, peak memory, parameters and FLOPs of a method, or the speed of degradations."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 EXAMPLES = """examples:
   bench perf method=refine
   bench perf method=refine size=paper
   bench perf method=refine trainer.threads=2 --json
+  bench perf degradation=gfpgan
+  bench perf degradation=all size=512 images=8 threads=1
 
 Pictures are random and nothing is scored; absent weights are replaced by random ones, and the output
-says so. Without size=... it measures demo, and paper where there is a GPU."""
+says so. Without size=... it measures demo, and paper where there is a GPU. Degradations are timed beside
+the functions of BasicSR and OpenCV that do the same, where BasicSR is installed."""
+
+DEGRADATION_OPTIONS = {"size": 512, "images": 16, "threads": 1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.usage = "bench perf method=NAME [size=NAME] [key=value ...] [--seconds S] [--json]"
-    parser.add_argument("--seconds", type=float, default=20.0, help="time for each of the two timings (default: 20)")
+    parser.usage = "bench perf method=NAME|degradation=NAME [size=NAME|PIXELS] [key=value ...] [--seconds S] [--json]"
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="time for each of the two timings of a method (default: 20)"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(takes_overrides=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures."""
+    if any(word.partition("=")[0] == "degradation" for word in arguments.overrides):
+        return _run_degradation(arguments)
+    return _run_method(arguments)
+
+
+def _run_method(arguments: argparse.Namespace) -> int:
     import json
     import os
 
@@ -60,13 +74,89 @@ def run(arguments: argparse.Namespace) -> int:
                 one["dtype"],
             ]
         )
-    hardware = result["hardware"]
-    place = result["device"] if result["device"] != "cpu" else hardware["processor"]
-    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''} of {hardware['cores']} cores"
+    place = result["device"] if result["device"] != "cpu" else result["hardware"]["processor"]
     print_table(
-        columns, rows, f"{place}, {threads}, precision {result['precision']}, torch {result['versions']['torch']}"
+        columns,
+        rows,
+        f"{place}, {_threads(result)}, precision {result['precision']}, torch {result['versions']['torch']}",
     )
     for one in result["sizes"]:
         for note in one["notes"]:
             print(f"{one['size'] or result['method']}: {note}")
     return 0
+
+
+def _run_degradation(arguments: argparse.Namespace) -> int:
+    import json
+    import os
+
+    name, options = _degradation_options(arguments.overrides)
+    os.environ.setdefault("OMP_NUM_THREADS", str(options["threads"]))
+    from bench.degradation.benchmark import measure_degradations
+    from bench.report.terminal import print_table
+    from bench.runs.environment import environment
+
+    result = {**measure_degradations(name, **options), **environment()}
+    if arguments.json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return 0
+    gpu = ["GPU images/s", "× CPU"] if result["gpu"] else []
+    columns = ["degradation", "images/s", "BasicSR/OpenCV", "× faster", *gpu, "no counterpart"]
+    rows = [
+        [
+            one["name"],
+            f"{one['ours']:.2f}",
+            _figure(one["basicsr"]),
+            _figure(one["ratio"]),
+            *([_figure(one["gpu"]), _figure(one["gpu_ratio"])] if gpu else []),
+            ", ".join(one["without_counterpart"]),
+        ]
+        for one in result["presets"]
+    ]
+    place = result["hardware"]["processor"]
+    title = f"{place}, {_threads(result)}, {result['dtype']}, {result['images']} pictures of {result['size']} px each"
+    print_table(columns, rows, title + (f"; {result['gpu']}" if gpu else ""))
+    print()
+    rows = [
+        [
+            one["name"],
+            str(one["calls"]),
+            f"{one['ours_ms']:.2f} ms",
+            "" if one["basicsr_ms"] is None else f"{one['basicsr_ms']:.2f} ms",
+            _figure(one["ratio"]),
+            f"{one['share']:.0%}",
+        ]
+        for one in result["operators"]
+    ]
+    print_table(["operator", "calls", "per call", "BasicSR/OpenCV", "× faster", "share of time"], rows)
+    if result["missing"]:
+        print(result["missing"])
+    return 0
+
+
+def _degradation_options(words: list[str]) -> tuple[str, dict[str, int]]:
+    """The preset and the whole-number options of `bench perf degradation=…`.
+
+    Raises:
+        UsageError: An unknown key, or a value that is no whole number.
+    """
+    from bench.errors import UsageError, unknown_name
+
+    given = {key: value for key, _, value in (word.partition("=") for word in words)}
+    name = given.pop("degradation")
+    options = dict(DEGRADATION_OPTIONS)
+    for key, value in given.items():
+        if key not in options:
+            raise unknown_name("key of bench perf degradation=…", key, ["degradation", *options])
+        if not value.isdecimal():
+            raise UsageError(f"{key} must be a whole number, got {value!r}.")
+        options[key] = int(value)
+    return name, options
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _threads(result: dict[str, Any]) -> str:
+    return f"{result['threads']} thread{'s' if result['threads'] > 1 else ''} of {result['hardware']['cores']} cores"
