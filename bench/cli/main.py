@@ -19,8 +19,9 @@ VERBS = {
     "report": "write the HTML report of one or several runs",
     "leaderboard": "show, add to and render leaderboards",
     "degrade": "degrade a folder of pictures",
+    "data": "list, prepare, verify and freeze data sets",
     "check": "find everything that would stop a run, before it starts",
-    "perf": "measure latency, throughput and memory of a method",
+    "perf": "measure latency, throughput and memory of a method, or the speed of degradations",
     "ls": "list methods, data sets, metrics, degradations and weights",
     "sync": "upload finished runs that MLflow has not got yet",
 }

@@ -126,7 +126,8 @@ class Metric:
             }
             absent = [need for need in self.needs if not present[need]]
             if absent:
-                reason = f"needs {' and '.join(absent)}"
+                names = {"truth": "a ground truth", "references": "references", "landmarks": "landmarks"}
+                reason = f"needs {' and '.join(names[need] for need in absent)}"
         if reason is not None:
             return [Score(None, reason)] * len(batch)
         return self.score(batch)
