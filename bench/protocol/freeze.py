@@ -1,18 +1,17 @@
 """Freezes protocols and finds the frozen ones.
 
-`python -m bench.protocol.freeze orl_heavy` wrote the file under `datasets/protocols/`, which is committed. It is
-made once; a changed protocol gets a name of its own.
+`bench data freeze data=NAME --commit` writes the file under `datasets/protocols/`, which is committed. It is made once;
+a changed protocol gets a name of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError, MissingError, UsageError
+from bench.errors import MissingError
 from bench.files import sha256_bytes, write_json
 from bench.paths import bench_home, resource_root
 from bench.protocol.card import data_root, load_card
@@ -143,27 +142,3 @@ def require_images(protocol: Protocol) -> None:
     """Raises where a protocol has nothing to restore."""
     if not protocol.images:
         raise MissingError(f"The protocol {protocol.name} holds no pictures.")
-
-
-def main() -> None:
-    """Command line of this module."""
-    from bench.config import compose
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", help="name of a data configuration")
-    parser.add_argument("--replace", action="store_true", help="replace a committed protocol; its scores are void")
-    arguments = parser.parse_args()
-    path = committed_path(arguments.data)
-    if path.exists() and not arguments.replace:
-        raise UsageError(f"{path} exists; a frozen protocol is not changed.")
-    settings = DataSettings(**compose("run", ["method=input", f"data={arguments.data}"])["data"])
-    protocol = freeze(settings)
-    write_json(path, protocol.as_dict())
-    print(f"{protocol.name} {protocol.id}: {len(protocol.images)} pictures")  # noqa: T201
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except BenchError as error:
-        raise SystemExit(f"freeze: {error}") from None
