@@ -1,4 +1,4 @@
-"""BasicSR's functions, for tests that compare with them: `degradations`, `imresize`, `USMSharp`, `usm_sharp`, `filter2D`.
+"""BasicSR's functions, for tests that compare with them.
 
 BasicSR 1.4.2 imports a module that torchvision has renamed; the old name is put back here, and only here.
 """
