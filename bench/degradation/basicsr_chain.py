@@ -155,5 +155,6 @@ def _basicsr(module: str) -> Any:
             return importlib.import_module(module)
     except ImportError as error:
         raise MissingError(
-            f"BasicSR cannot be imported ({error}). Install it with: pip install --no-deps basicsr torchvision"
+            f"BasicSR cannot be imported ({error}). Install torchvision, then BasicSR without its dependencies, which "
+            "would replace OpenCV: pip install --no-deps --no-build-isolation basicsr"
         ) from error
