@@ -153,15 +153,16 @@ def _count(card: DatasetCard, folder: Path, result: Verification) -> None:
 
 
 def _parts(card: DatasetCard, photos: Sequence[Photo], result: Verification) -> dict[str, list[str]]:
-    listed = {split: [str(name) for name in card.splits.get(split) or []] for split in SPLITS}
+    own = {} if "rule" in card.splits else card.splits
+    listed = {split: [str(name) for name in own.get(split) or []] for split in SPLITS}
     try:
         parts = split_identities(card, list(dict.fromkeys(photo.identity for photo in photos)))
     except UsageError as error:
         result.problem("name", card.name, str(error))
         parts = listed
     named = {split: list(dict.fromkeys([*parts[split], *listed[split]])) for split in SPLITS}
-    _note(result, name_leaks(named if "rule" not in card.splits else parts))
-    counts = ", ".join(f"{len(own)} {split}" for split, own in parts.items() if own)
+    _note(result, name_leaks(named))
+    counts = ", ".join(f"{len(part)} {split}" for split, part in parts.items() if part)
     result.checks.append(f"identities by split: {counts}")
     return parts
 
