@@ -93,7 +93,9 @@ def fetch(url: str, target: Path, expected_bytes: int | None = None, pause: floa
                 _notes(part).unlink(missing_ok=True)
                 return target
             except (TimeoutError, http.client.HTTPException, ConnectionError, urllib.error.URLError) as error:
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                if isinstance(error, urllib.error.HTTPError) and error.code == 416:
+                    part.unlink(missing_ok=True)  # the server's file ends before ours goes on
+                elif isinstance(error, urllib.error.HTTPError) and error.code < 500:
                     raise MissingError(_refused(url, error, target)) from error
                 last = error
             except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def _state(card: DatasetCard) -> tuple[str, str, str | None, int | None]:
             return "incomplete", "preparation not finished: give the same prepare command again", str(staging), None
         return "absent", "" if card.public else "not public", None, None
     record = read_record(root)
-    pictures = record["pictures"] if record else _count(root)
+    pictures = record["pictures"] if record else _count(root, card.photo_pattern)
     left_out = len(record["skipped"]) if record else 0
     expected = _expected(card)
     if pictures == 0 or (expected is not None and pictures + left_out < min(expected, MOST_COUNTED)):
@@ -88,12 +89,13 @@ def _state(card: DatasetCard) -> tuple[str, str, str | None, int | None]:
     return "present", f"{left_out} left out when prepared" if left_out else "", str(root), pictures
 
 
-def _count(root: Path) -> int:
+def _count(root: Path, photo_pattern: str) -> int:
     """Pictures below a folder by their names; stops at `MOST_COUNTED`."""
-    count = 0
+    count, pattern = 0, re.compile(photo_pattern)
     for _, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        count += sum(name.lower().endswith(_SUFFIXES) and not name.startswith(".") for name in names)
+        pictures = (name for name in names if name.lower().endswith(_SUFFIXES) and not name.startswith("."))
+        count += sum(pattern.fullmatch(name) is not None for name in pictures)
         if count >= MOST_COUNTED:
             break
     return count

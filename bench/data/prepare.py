@@ -125,6 +125,7 @@ def prepare(
         with _alone(target):
             sources = find_sources(card, given, sha256)
             if (record := _existing(card, target, sources)) is not None:
+                shutil.rmtree(staging_folder(target), ignore_errors=True)  # a kill after the last rename leaves it
                 return Prepared(target, record, fresh=False)
             return Prepared(target, _make(card, target, sources, link, workers), fresh=True)
 
@@ -354,6 +355,8 @@ def _finish(
             f"Nothing of what was given fits the layout of {card.name} once in place ({len(skipped)} pictures were "
             f"left out{': ' + skipped[0]['reason'] if skipped else ''}). {error}"
         ) from error
+    for half in content.glob(".partial-*"):
+        half.unlink()
     files = sorted(
         path.relative_to(content).as_posix() for path in content.rglob("*") if path.is_file() and path.name != SUMS
     )
