@@ -22,7 +22,8 @@ class BasicsrChain:
     """Applies records of θ as GFPGAN's and Real-ESRGAN's loaders do: (H, W, 3) BGR float32 pictures in [0, 1].
 
     Blurs are `cv2.filter2D` with BasicSR's kernels, sizes change by `cv2.resize` (area by torch, as in Real-ESRGAN),
-    noise and JPEG are BasicSR's, colours OpenCV's and torchvision's.
+    noise and JPEG are BasicSR's, colours OpenCV's and torchvision's; the median is OpenCV's, which takes windows above
+    5 px on 8 bits only.
 
     Args:
         recorded_noise: Whether noise is the recorded one, for comparing values; else BasicSR draws its own.
@@ -40,6 +41,7 @@ class BasicsrChain:
         self.functions: dict[str, Callable[[Picture, Step], Picture]] = {
             "gaussian_blur": self._gaussian_blur,
             "kernel_blur": self._kernel_blur,
+            "median_blur": self._median_blur,
             "downscale": self._resize,
             "resize": self._resize,
             "resize_back": self._resize,
@@ -94,6 +96,13 @@ class BasicsrChain:
     @staticmethod
     def _filtered(picture: Picture, kernel: np.ndarray) -> Picture:
         return cv2.filter2D(picture, -1, kernel)
+
+    @staticmethod
+    def _median_blur(picture: Picture, step: Step) -> Picture:
+        if step["kernel_size"] <= 5:
+            return cv2.medianBlur(picture, step["kernel_size"])
+        levels = np.clip((picture * 255.0).round(), 0, 255).astype(np.uint8)
+        return cv2.medianBlur(levels, step["kernel_size"]).astype(np.float32) / np.float32(255.0)
 
     @staticmethod
     def _resize(picture: Picture, step: Step) -> Picture:

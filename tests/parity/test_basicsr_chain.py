@@ -96,3 +96,12 @@ def test_a_different_degradation_does_not_agree(truths: list[np.ndarray]) -> Non
         np.ascontiguousarray(truths[0][::-1].transpose(1, 2, 0)), theta["steps"]
     )
     assert _psnr(ours, theirs[:, :, ::-1].transpose(2, 0, 1)) < 30
+
+
+@pytest.mark.parametrize(("window", "tolerance"), [(1, 0.0), (3, 1e-6), (5, 1e-6), (7, 1e-6)])
+def test_median_agrees(truths: list[np.ndarray], window: int, tolerance: float) -> None:
+    """On the 8-bit grid OpenCV's median of any window is exact."""
+    step = {"operator": "median_blur", "kernel_size": window}
+    ours = replay(torch.from_numpy(truths[0]).unsqueeze(0), [{"steps": [step]}])[0].numpy()
+    theirs = BasicsrChain().apply(np.ascontiguousarray(truths[0][::-1].transpose(1, 2, 0)), [step])
+    np.testing.assert_allclose(ours, theirs[:, :, ::-1].transpose(2, 0, 1), atol=tolerance)
