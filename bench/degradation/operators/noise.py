@@ -46,7 +46,7 @@ class GaussianNoise(Operator):
         """Adds each picture's own field."""
         fields = _in_threads(_normal_field, images, parameters)
         return [
-            (image + field.to(image) * (record["sigma"] / 255.0)).clamp(0.0, 1.0)
+            field.to(image).mul_(record["sigma"] / 255.0).add(image).clamp_(0.0, 1.0)
             for image, field, record in zip(images, fields, parameters, strict=True)
         ]
 
@@ -79,7 +79,7 @@ class CorrelatedNoise(Operator):
         """Adds each picture's own field."""
         fields = _in_threads(_normal_field, images, parameters)
         return [
-            (image + field.to(image) * (record["sigma"] / 255.0)).clamp(0.0, 1.0)
+            field.to(image).mul_(record["sigma"] / 255.0).add(image).clamp_(0.0, 1.0)
             for image, field, record in zip(images, fields, parameters, strict=True)
         ]
 
@@ -118,7 +118,7 @@ class SpeckleNoise(Operator):
         """Multiplies each picture with its own field."""
         fields = _in_threads(_normal_field, images, parameters)
         return [
-            (image + image * field.to(image) * (record["sigma"] / 255.0)).clamp(0.0, 1.0)
+            (image * field.to(image) * (record["sigma"] / 255.0) + image).clamp_(0.0, 1.0)
             for image, field, record in zip(images, fields, parameters, strict=True)
         ]
 
@@ -166,7 +166,7 @@ class PoissonNoise(Operator):
         """Adds each picture's own field."""
         fields = _in_threads(_poisson_field, images, parameters)
         return [
-            (image + field.to(image) * record.get("scale", 1.0)).clamp(0.0, 1.0)
+            field.to(image).mul_(record.get("scale", 1.0)).add(image).clamp_(0.0, 1.0)
             for image, field, record in zip(images, fields, parameters, strict=True)
         ]
 

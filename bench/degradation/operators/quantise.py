@@ -21,4 +21,9 @@ class Quantise(Operator):
 
     def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
         """Clips to [0, 1] and rounds."""
-        return [image + (image.clamp(0, 1).mul(255).round().div(255) - image).detach() for image in images]
+        return [image + _rounding(image.detach()) for image in images]
+
+
+def _rounding(image: Tensor) -> Tensor:
+    """What clipping and rounding add to the picture."""
+    return image.clamp(0, 1).mul_(255).round_().div_(255).sub_(image)
