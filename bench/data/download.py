@@ -54,8 +54,12 @@ def is_url(text: str) -> bool:
 
 def name_of(url: str) -> str:
     """File name that an address ends in; `download` where it ends in none."""
-    name = urllib.parse.unquote(Path(urllib.parse.urlsplit(url).path).name)
-    return re.sub(r"[^\w.+@ -]", "_", name).lstrip(".") or "download"
+    return file_name(urllib.parse.unquote(Path(urllib.parse.urlsplit(url).path).name))
+
+
+def file_name(text: str) -> str:
+    """A text made into the name of a file: no folders, nothing hidden."""
+    return re.sub(r"[^\w.+@ -]", "_", text).lstrip(".") or "download"
 
 
 def fetch(url: str, target: Path, expected_bytes: int | None = None, pause: float = PAUSE) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from bench.protocol.card import card_names, load_card
 from bench.weights import catalogue
 
 _ADDRESS = re.compile(r"https?://[^\s\"'<>)\]]+")
+_FILE = re.compile(
+    r"\.(zip|tar|tgz|t?gz|bz2|xz|7z|rar|csv|txt|json|rec|pth?|ckpt|onnx|safetensors|dat|bin)$", re.IGNORECASE
+)
 THREADS = 4
 
 
@@ -50,7 +54,7 @@ def _of_cards() -> Iterator[Link]:
             continue
         for file in card.files:
             if file.get("url"):
-                yield Link(f"data {name}", file["url"], True, file.get("bytes"))
+                yield Link(f"data {name}", file["url"], _names_file(file["url"]), file.get("bytes"))
         for text in (card.source, card.obtain, card.licence, card.terms, card.citation, *card.traps):
             yield from (Link(f"data {name}", url, False) for url in _addresses(text))
 
@@ -58,8 +62,13 @@ def _of_cards() -> Iterator[Link]:
 def _of_weights() -> Iterator[Link]:
     for name, entry in catalogue.entries().items():
         if entry.url:
-            yield Link(f"weights {name}", entry.url, True)
+            yield Link(f"weights {name}", entry.url, _names_file(entry.url))
         yield from (Link(f"weights {name}", url, False) for url in _addresses(entry.source))
+
+
+def _names_file(url: str) -> bool:
+    """Whether an address ends in a file's name; share links and release pages do not, and rightly give a page."""
+    return _FILE.search(urllib.parse.urlsplit(url).path) is not None
 
 
 def _addresses(text: str) -> list[str]:

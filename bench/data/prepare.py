@@ -185,8 +185,12 @@ def find_sources(card: DatasetCard, given: Sequence[str], sha256: str | None) ->
 def _source(card: DatasetCard, given: str, sha256: str | None) -> Source:
     if download.is_url(given):
         known = next((file for file in card.files if file.get("url") == given), None)
-        name = (known or {}).get("name") or download.name_of(given)
-        path = download.fetch(given, download.downloads_folder(card.name) / name, (known or {}).get("bytes"))
+        known = known or {}
+        target = download.downloads_folder(card.name) / download.file_name(known.get("name") or download.name_of(given))
+        try:
+            path = download.fetch(given, target, known.get("bytes"))
+        except (MissingError, UsageError) as error:
+            raise type(error)(f"{error} How to get {card.name}: {card.obtain}") from error
     else:
         path = Path(given).expanduser().absolute()
         known = next((file for file in card.files if file.get("name") == path.name), None)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import yaml
 
@@ -103,7 +105,8 @@ class Server:
 def running_server() -> Iterator[Server]:
     server = Server()
     try:
-        yield server
+        with mock.patch.dict(os.environ, {"no_proxy": "127.0.0.1"}):
+            yield server
     finally:
         server.close()
 
