@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from bench.errors import IncompleteError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 SMALL = 32
-CHUNK = 8
+CHUNK = 4
 
 
 def default_workers() -> int:
@@ -61,6 +62,7 @@ def _one_thread() -> None:
 
 
 def _start(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends the work
     os.environ["OMP_NUM_THREADS"] = "1"
     _one_thread()
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
