@@ -72,15 +72,23 @@ def by_planes(image: Tensor, work: Callable[[np.ndarray], np.ndarray]) -> Tensor
 
 
 def _on_cpu(image: Tensor, kernel: Tensor) -> Tensor:
+    if is_plain(image):
+        kernel = _without_margin(kernel)
     fast = _by_opencv(image, kernel) if is_plain(image) else None
     if fast is not None and not needs_gradient(image):
         return fast
-    if is_plain(image):
-        # One channel at a time stays in the cache and in memory that the process already holds: half the time.
-        soft = torch.cat([_by_torch(plane[None, None], kernel.unsqueeze(0))[0] for plane in image])
-    else:
-        soft = _by_torch(image.unsqueeze(0), kernel.unsqueeze(0)).squeeze(0)
+    soft = _by_torch(image.unsqueeze(0), kernel.unsqueeze(0)).squeeze(0)
     return soft if fast is None else fast + (soft - soft.detach())
+
+
+def _without_margin(kernel: Tensor) -> Tensor:
+    """The kernel without outer rings that together weigh less than float32 resolves."""
+    half = kernel.shape[0] // 2
+    offsets = torch.arange(-half, half + 1).abs()
+    rings = torch.zeros(half + 1, dtype=kernel.dtype)
+    rings.index_add_(0, torch.maximum(offsets[:, None], offsets[None]).flatten(), kernel.abs().flatten())
+    margin = int((rings.flip(0).cumsum(0) < 1e-8).sum())
+    return kernel[margin : kernel.shape[0] - margin, margin : kernel.shape[1] - margin]
 
 
 def _by_opencv(image: Tensor, kernel: Tensor) -> Tensor | None:
@@ -89,10 +97,10 @@ def _by_opencv(image: Tensor, kernel: Tensor) -> Tensor | None:
     border = cv2.BORDER_REFLECT_101
     column, row = kernel.sum(1), kernel.sum(0)
     if side <= LARGEST_SEPARABLE_KERNEL and float((torch.outer(column, row) - kernel).abs().max()) < 1e-12:
-        lines = (row.numpy(), column.numpy())
+        lines = (row.contiguous().numpy(), column.contiguous().numpy())
         return by_planes(image, lambda plane: cv2.sepFilter2D(plane, -1, *lines, borderType=border))
     if side <= LARGEST_OPENCV_KERNEL:
-        square = kernel.numpy()
+        square = kernel.contiguous().numpy()
         return by_planes(image, lambda plane: cv2.filter2D(plane, -1, square, borderType=border))
     return None
 
@@ -116,9 +124,14 @@ def _by_fft(padded: Tensor, kernels: Tensor, pad: int) -> Tensor:
     torch's convolution unfolds double-precision pictures: gigabytes at 512 px, and minutes.
     """
     height, width = padded.shape[-2:]
-    size = (height, width)
-    if padded.dtype != torch.float64:
+    inside = (..., slice(2 * pad, height), slice(2 * pad, width))
+    if padded.dtype == torch.float64:
         # Frozen pictures are made in double precision: their bits stay those of the exact size.
-        size = (next_fast_len(height, real=True), next_fast_len(width, real=True))
-    spectrum = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(kernels.flip(-2, -1), s=size).unsqueeze(1)
-    return torch.fft.irfft2(spectrum, s=size)[..., 2 * pad : height, 2 * pad : width].contiguous()
+        size = (height, width)
+        spectrum = torch.fft.rfft2(padded) * torch.fft.rfft2(kernels.flip(-2, -1), s=size).unsqueeze(1)
+        return torch.fft.irfft2(spectrum, s=size)[inside]
+    size = (next_fast_len(height, real=True), next_fast_len(width, real=True))
+    transfer = torch.fft.rfft2(kernels.flip(-2, -1), s=size).unsqueeze(1)
+    # One channel at a time stays in a CPU's cache and in memory that the process already holds: half the time.
+    parts = padded.split(1, dim=1) if padded.device.type == "cpu" else (padded,)
+    return torch.cat([torch.fft.irfft2(torch.fft.rfft2(part, s=size) * transfer, s=size)[inside] for part in parts], 1)
