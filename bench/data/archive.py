@@ -111,10 +111,10 @@ def extract(archive: Path, folder: Path, limits: Limits | None = None) -> int:
                 count += 1
                 written += _write(member, folder / member.path, archive, allowed - written)
     except _DAMAGE as error:
-        raise UsageError(f"{archive} is damaged or truncated: {error}. Download it again.") from error
+        raise UsageError(f"{archive} is damaged or truncated: {error}. Remove it and download it again.") from error
     except OSError as error:
         if isinstance(error, gzip.BadGzipFile) or (error.errno is None and kind == "tar.bz2"):
-            raise UsageError(f"{archive} is damaged or truncated: {error}. Download it again.") from error
+            raise UsageError(f"{archive} is damaged or truncated: {error}. Remove it and download it again.") from error
         raise
     return count
 
@@ -203,7 +203,9 @@ def _require_end_mark(archive: Path) -> None:
     with archive.open("rb") as stream:
         stream.seek(-min(512, archive.stat().st_size), 2)
         if stream.read().strip(b"\x00"):
-            raise UsageError(f"{archive} is damaged or truncated: it ends without its end mark. Download it again.")
+            raise UsageError(
+                f"{archive} is damaged or truncated: it ends without its end mark. Remove it and download it again."
+            )
 
 
 def _safe_path(name: str, archive: Path) -> str:

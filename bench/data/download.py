@@ -233,8 +233,8 @@ def _refuse_full_disk(part: Path, wanted: int) -> None:
         raise OSError(errno.ENOSPC, f"{wanted:,} bytes are still to come, {free:,} are free")
 
 
-def check_archive(card: str, path: Path, known: dict[str, Any] | None, expected: str | None) -> str:
-    """Checks an archive's size and SHA-256, and locks the hash of one that nobody has vouched for.
+def check_archive(card: str, path: Path, known: dict[str, Any] | None, expected: str | None) -> tuple[str, bool]:
+    """Checks an archive's size and SHA-256.
 
     Args:
         card: Name of the data card.
@@ -243,7 +243,8 @@ def check_archive(card: str, path: Path, known: dict[str, Any] | None, expected:
         expected: SHA-256 that the user asks for, or None.
 
     Returns:
-        Its SHA-256.
+        Its SHA-256, and whether card or user vouched for it. Where nobody did, it is the one locked on first
+        use, or there is no lock yet: see `lock_archive`.
 
     Raises:
         UsageError: It is not the file that was expected; the message says whose expectation it was.
@@ -257,7 +258,6 @@ def check_archive(card: str, path: Path, known: dict[str, Any] | None, expected:
             "Download it again."
         )
     digest = sha256_file(path)
-    key, locks = f"{card}/{path.name}", _locks_path()
     claims = [("--sha256", expected), (f"the data card {card}", known.get("sha256"))]
     vouched = [(who, value.lower()) for who, value in claims if value]
     for who, value in vouched:
@@ -266,25 +266,32 @@ def check_archive(card: str, path: Path, known: dict[str, Any] | None, expected:
                 f"{path} is not the file that was expected: its SHA-256 is {digest}, {who} says {value}. It may be "
                 "damaged, truncated or another version; remove it and download it again."
             )
-    if not vouched:
-        _lock(locks, key, path, digest)
-    return digest
+    if not vouched and (locked := _locks().get(f"{card}/{path.name}", digest)) != digest:
+        raise UsageError(
+            f"{path} is not the file that was used before: its SHA-256 is {digest}, {_locks_path()}, written on first "
+            f"use, says {locked}. Remove that line if the new file is meant."
+        )
+    return digest, bool(vouched)
 
 
-def _lock(locks: Path, key: str, path: Path, digest: str) -> None:
+def lock_archive(card: str, path: Path, digest: str) -> None:
+    """Locks and prints the hash of an archive nobody vouched for, once it has proved to be whole."""
     from filelock import FileLock
 
-    locks.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks.with_name(".locks.lock")):
-        known: dict[str, str] = json.loads(locks.read_text("utf-8")) if locks.is_file() else {}
-        if key not in known:
-            write_json(locks, {**known, key: digest})
+    place, key = _locks_path(), f"{card}/{path.name}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_name(".locks.lock")):
+        if key not in (known := _locks()):
+            write_json(place, {**known, key: digest})
             print(f"data {key}: unverified, locked to sha256 {digest}", file=sys.stderr)  # noqa: T201
-        elif known[key] != digest:
-            raise UsageError(
-                f"{path} is not the file that was used before: its SHA-256 is {digest}, {locks}, written on first use, "
-                f"says {known[key]}. Remove that line if the new file is meant."
-            )
+
+
+def _locks() -> dict[str, str]:
+    path = _locks_path()
+    if not path.is_file():
+        return {}
+    content: dict[str, str] = json.loads(path.read_text("utf-8"))
+    return content
 
 
 def _locks_path() -> Path:

@@ -23,11 +23,12 @@ from bench import __version__
 from bench.data import download
 from bench.data.archive import archive_kind, extract
 from bench.data.gather import Gathered, gather
+from bench.data.sources import Source, find_sources
 from bench.errors import MissingError, UsageError, unknown_name
 from bench.files import sha256_bytes, sha256_file, write_bytes, write_json, write_text
 from bench.paths import bench_home
 from bench.progress import counted
-from bench.protocol.card import DatasetCard, how_to_get, load_card
+from bench.protocol.card import DatasetCard, load_card
 
 RECORD = "prepared.json"
 SUMS = "SHA256SUMS"
@@ -41,25 +42,6 @@ _DECISIVE = (
     "references_from",
     "align",
 )
-
-
-@dataclass(frozen=True)
-class Source:
-    """Something the data set is made from.
-
-    Attributes:
-        given: What the user gave, or the card's address.
-        path: The file or folder.
-        kind: `archive`, `folder` or `list`.
-        sha256: Hash of a file; None for a folder.
-        bytes: Size of a file; None for a folder.
-    """
-
-    given: str
-    path: str
-    kind: str
-    sha256: str | None = None
-    bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -161,52 +143,6 @@ def _alone(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def find_sources(card: DatasetCard, given: Sequence[str], sha256: str | None) -> list[Source]:
-    """Downloads what is an address, and checks every archive.
-
-    Raises:
-        UsageError: A file is neither an archive nor a list of the card, or its hash is another one.
-        MissingError: Nothing is given and the card has no address, or a path does not exist.
-    """
-    if not given:
-        addresses = [file["url"] for file in card.files if file.get("url")]
-        if not addresses:
-            private = "" if card.public else "It is not public. "
-            raise MissingError(
-                f"The data card {card.name} has no address to download from. {private}{how_to_get(card)} "
-                f"Then: bench data prepare {card.name} --from ARCHIVE_OR_FOLDER"
-            )
-        given = addresses
-    if sha256 is not None and len(given) > 1:
-        raise UsageError("--sha256 goes with one --from only.")
-    return [_source(card, one, sha256) for one in given]
-
-
-def _source(card: DatasetCard, given: str, sha256: str | None) -> Source:
-    if download.is_url(given):
-        known = next((file for file in card.files if file.get("url") == given), None)
-        known = known or {}
-        target = download.downloads_folder(card.name) / download.file_name(known.get("name") or download.name_of(given))
-        try:
-            path = download.fetch(given, target, known.get("bytes"))
-        except (MissingError, UsageError) as error:
-            raise type(error)(f"{error} How to get {card.name}: {card.obtain}") from error
-    else:
-        path = Path(given).expanduser().absolute()
-        known = next((file for file in card.files if file.get("name") == path.name), None)
-    if path.is_dir():
-        if sha256:
-            raise UsageError(f"--sha256 is the hash of an archive, but {path} is a folder.")
-        return Source(given, str(path), "folder")
-    if not path.is_file():
-        raise MissingError(f"--from {given} is not there. Give an archive, a folder or an address.")
-    rules = (card.identities_from or {}, card.references_from or {})
-    if path.name in {Path(rule["file"]).name for rule in rules if "file" in rule}:
-        return Source(given, str(path), "list", sha256_file(path), path.stat().st_size)
-    digest = download.check_archive(card.name, path, known, sha256)
-    return Source(given, str(path), "archive", digest, path.stat().st_size)
-
-
 def _existing(card: DatasetCard, target: Path, sources: list[Source]) -> dict[str, Any] | None:
     """What is said of a finished data set made from the same sources; None where there is nothing yet."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
@@ -268,7 +204,9 @@ def _plan(
     """Which file goes where; decided once, because files leave the staging folder on their way."""
     plan = staging / "plan.json"
     if not plan.is_file():
-        folders = [_unpacked(source, staging, number) for number, source in enumerate(sources) if source.kind != "list"]
+        folders = [
+            _unpacked(card, source, staging, number) for number, source in enumerate(sources) if source.kind != "list"
+        ]
         lists = [Path(source.path) for source in sources if source.kind == "list"]
         found = gather(card, folders, lists)
         if found.records is not None:
@@ -286,7 +224,7 @@ def _write_plan(plan: Path, found: Gathered) -> None:
     write_json(plan, {part: [[str(path), name] for path, name in files] for part, files in parts.items()})
 
 
-def _unpacked(source: Source, staging: Path, number: int) -> Path:
+def _unpacked(card: DatasetCard, source: Source, staging: Path, number: int) -> Path:
     """The folder itself, or the one that an archive was unpacked into, named like the archive."""
     path = Path(source.path)
     if source.kind == "folder":
@@ -297,7 +235,10 @@ def _unpacked(source: Source, staging: Path, number: int) -> Path:
     done = staging / f"unpacked-{number}"
     if not done.is_file():
         print(f"bench: unpacking {path}", file=sys.stderr)  # noqa: T201
-        write_text(done, f"{extract(path, folder)}\n")
+        count = extract(path, folder)
+        if source.sha256 and not source.verified:
+            download.lock_archive(card.name, path, source.sha256)
+        write_text(done, f"{count}\n")
     return folder
 
 

@@ -106,7 +106,7 @@ def verify(name: str, root: str | None = None, faces: bool = False, workers: int
     result = Verification(name, str(folder), len(photos), len({photo.identity for photo in photos}))
     _count(card, folder, result)
     parts = _parts(card, photos, result)
-    pairs = reference_pairs(photos, _protocols(name))
+    pairs = reference_pairs(photos, _protocols(name, folder))
     inspected = _inspect_all(folder, photos, pairs, result, workers)
     digests = {path: one.sha256 for path, one in inspected.items() if one.sha256 is not None}
     _hashes(card, folder, digests, result)
@@ -117,8 +117,8 @@ def verify(name: str, root: str | None = None, faces: bool = False, workers: int
     _note(result, copied_files(digests, where))
     thumbnails = {path: one.thumbnail for path, one in inspected.items() if one.thumbnail is not None}
     _note(result, reference_leaks(pairs, digests, thumbnails))
-    if pairs:
-        result.checks.append(f"{len(pairs)} pairs of a picture and its reference compared")
+    frozen = "" if pairs else " (no protocol is frozen from this folder yet)"
+    result.checks.append(f"{len(pairs)} pairs of a picture and its reference compared{frozen}")
     if faces:
         _faces(folder, parts, photos, result, workers)
     return result
@@ -167,16 +167,23 @@ def _parts(card: DatasetCard, photos: Sequence[Photo], result: Verification) -> 
     return parts
 
 
-def _protocols(card: str) -> Iterator[dict[str, Any]]:
-    """Frozen protocols of a card: the committed ones and those of this machine."""
+def _protocols(card: str, root: Path) -> Iterator[dict[str, Any]]:
+    """Protocols frozen from this folder: committed ones and those of this machine."""
     for folder in (resource_root() / "datasets" / "protocols", bench_home() / "protocols"):
         for path in sorted(folder.glob("*.json")):
             try:
                 record = json.loads(path.read_text("utf-8"))
             except (OSError, ValueError):
                 continue
-            if record.get("card") == card:
+            if record.get("card") == card and record.get("images") and _is_of(record["images"][0], root):
                 yield record
+
+
+def _is_of(image: dict[str, Any], root: Path) -> bool:
+    """Whether a protocol's picture lies in the folder; other folders of the card may use the same names."""
+    photo = image.get("source") or image["lq"]
+    path = root / photo["path"]
+    return path.is_file() and photo.get("sha256") in (None, sha256_file(path))
 
 
 def _inspect_all(

@@ -155,8 +155,8 @@ def test_hashes_are_checked_or_locked(own_home: Path, tmp_path: Path, capsys) ->
     archive = tmp_path / "set.zip"
     archive.write_bytes(CONTENT)
     digest = hashlib.sha256(CONTENT).hexdigest()
-    assert download.check_archive("faces", archive, {"sha256": digest, "bytes": len(CONTENT)}, None) == digest
-    assert download.check_archive("faces", archive, None, digest.upper()) == digest
+    assert download.check_archive("faces", archive, {"sha256": digest, "bytes": len(CONTENT)}, None) == (digest, True)
+    assert download.check_archive("faces", archive, None, digest.upper()) == (digest, True)
     assert capsys.readouterr().err == ""
     with pytest.raises(UsageError, match="the data card faces says 0000"):
         download.check_archive("faces", archive, {"sha256": "0" * 64}, digest)
@@ -164,7 +164,8 @@ def test_hashes_are_checked_or_locked(own_home: Path, tmp_path: Path, capsys) ->
         download.check_archive("faces", archive, None, "1" * 64)
     with pytest.raises(UsageError, match="truncated"):
         download.check_archive("faces", archive, {"bytes": len(CONTENT) + 1}, None)
-    assert download.check_archive("faces", archive, {"sha256": None}, None) == digest
+    assert download.check_archive("faces", archive, {"sha256": None}, None) == (digest, False)
+    download.lock_archive("faces", archive, digest)
     assert f"locked to sha256 {digest}" in capsys.readouterr().err
     assert json.loads((own_home / "downloads" / "locks.json").read_text()) == {"faces/set.zip": digest}
     archive.write_bytes(CONTENT[:-1])

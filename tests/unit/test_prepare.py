@@ -391,6 +391,20 @@ def test_an_unfinished_preparation_from_something_else_is_not_gone_on_with(peopl
     assert {name.partition("/")[0] for name in tree(done.root)} == {"s2", "s3", RECORD, SUMS}
 
 
+def test_a_file_that_proves_broken_is_not_locked(people: Path, tmp_path: Path) -> None:
+    write_card(tmp_path, "made", identity_pattern="s\\d+")
+    archive = zipped(people, tmp_path / "faces.zip")
+    whole = archive.read_bytes()
+    for broken, message in ((whole[:-100], "damaged or truncated"), (b"<html>log in</html>", "web page")):
+        archive.write_bytes(broken)
+        with pytest.raises(UsageError, match=message):
+            prepare("made", [str(archive)])
+    archive.write_bytes(whole)
+    assert prepare("made", [str(archive)]).record["sources"][0]["verified"] is False
+    locks = json.loads((tmp_path / "home/downloads/locks.json").read_text())
+    assert locks == {"made/faces.zip": hashlib.sha256(whole).hexdigest()}
+
+
 def test_a_malicious_archive_puts_nothing_in_place(tmp_path: Path) -> None:
     write_card(tmp_path, "made")
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
