@@ -109,7 +109,12 @@ def prepare(
             if (record := _existing(card, target, sources)) is not None:
                 shutil.rmtree(staging_folder(target), ignore_errors=True)  # a kill after the last rename leaves it
                 return Prepared(target, record, fresh=False)
-            return Prepared(target, _make(card, target, sources, link, workers), fresh=True)
+            try:
+                return Prepared(target, _make(card, target, sources, link, workers), fresh=True)
+            except UsageError:
+                # The same call would fail again: nothing is worth keeping.
+                shutil.rmtree(staging_folder(target), ignore_errors=True)
+                raise
 
 
 @contextmanager
@@ -274,9 +279,7 @@ def _place(path: Path, target: Path, staging: Path, link: bool) -> None:
         shutil.copyfile(path, unfinished)
         unfinished.replace(target)
     except FileNotFoundError as error:
-        raise UsageError(
-            f"{path} was there when this preparation began and is gone now. Remove {staging} and start again."
-        ) from error
+        raise UsageError(f"{path} was there when this preparation began and is gone now. Start again.") from error
     except OSError as error:
         if link and error.errno not in download.FULL_DISK:
             raise UsageError(
@@ -315,7 +318,7 @@ def _finish(
         "card_sha256": card_hash(card),
         "key": _key(card, sources),
         "sources": [asdict(source) for source in sources],
-        "files": ("linked" if link else "copied") if folders and not card.align else "written",
+        "files": "aligned" if card.align else "unpacked" if not folders else "linked" if link else "copied",
         "aligned": _alignment(card),
         "pictures": len(photos),
         "identities": len({photo.identity for photo in photos}),

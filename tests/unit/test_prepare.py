@@ -101,7 +101,7 @@ def test_identity_folders(people: Path, tmp_path: Path, how: str) -> None:
     assert record["sources"][0]["sha256"] == (
         hashlib.sha256(given.read_bytes()).hexdigest() if given.is_file() else None
     )
-    assert record["files"] == {"folder": "copied", "link": "linked"}.get(how, "written")
+    assert record["files"] == {"folder": "copied", "link": "linked"}.get(how, "unpacked")
     for line in (done.root / SUMS).read_text().splitlines():
         digest, _, name = line.partition("  ")
         assert hashlib.sha256(content[name]).hexdigest() == digest
@@ -204,6 +204,7 @@ def test_a_folder_of_another_shape_says_what_was_expected_and_found(tmp_path: Pa
     for part in ("not the layout of made", "\\d{5}", "pictures/", "list.csv", "a.png"):
         assert part.replace("\\", "\\\\") in str(caught.value) or part in str(caught.value)
     assert not (tmp_path / "home" / "data" / "made").exists()
+    assert not staging_folder(tmp_path / "home" / "data" / "made").exists()
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UsageError, match="an empty folder"):
         prepare("made", [str(tmp_path / "nothing")])
