@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -69,7 +70,7 @@ def check_range(operator: str, name: str, value: Sequence[float], low: float = 0
         first, last = (float(part) for part in value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{operator}.{name} must be two numbers [low, high], got {value!r}.") from error
-    if not low <= first <= last:
+    if not low <= first <= last < math.inf:
         raise UsageError(f"{operator}.{name} must be [low, high] with {low} <= low <= high, got {list(value)}.")
     return first, last
 

@@ -118,7 +118,9 @@ def test_median_equals_scipy_and_opencv(size: int, dtype: torch.dtype) -> None:
     image = _picture(dtype=dtype)
     found = _hwc(_apply("median_blur", image, kernel_size=size))
     expected = scipy.ndimage.median_filter(_hwc(image), size=(size, size, 1), mode="nearest")
-    np.testing.assert_array_equal(found, expected)
+    # Windows above 5 px are taken of 8 bits in float32: half a level.
+    half_level = 0.5 / 255 + 1e-7 if size > 5 and dtype == torch.float32 else 0
+    np.testing.assert_allclose(found, expected, atol=half_level, rtol=0)
     if size in (3, 5) and dtype == torch.float32:
         np.testing.assert_array_equal(found, cv2.medianBlur(_hwc(image), size))
 

@@ -259,7 +259,7 @@ def test_noise_is_grey_as_often_as_asked() -> None:
 
 def test_the_median_of_a_wide_window_is_taken_in_strips() -> None:
     """Unfolded at once, these windows would hold 94 million numbers."""
-    image = torch.rand(3, 181, 181, dtype=torch.float32)
+    image = torch.rand(3, 181, 181, dtype=torch.float64)
     found = _stateless("median_blur").apply([image], [{"kernel_size": 31}])[0]
     assert 5 * LARGEST_UNFOLDED < 3 * 181 * 181 * 31**2
     assert found.shape == image.shape

@@ -218,8 +218,25 @@ class MedianBlur(Operator):
 def _median(image: Tensor, side: int) -> Tensor:
     if side == 1:
         return image
-    if side <= 5 and is_plain(image) and not needs_gradient(image):
+    fast = _median_by_opencv(image, side) if is_plain(image) else None
+    if fast is not None and not needs_gradient(image):
+        return fast
+    soft = _median_by_torch(image, side)
+    return soft if fast is None else fast + (soft - soft.detach())
+
+
+def _median_by_opencv(image: Tensor, side: int) -> Tensor | None:
+    """The median where OpenCV has one: windows above 5 px only of 8 bits, which is within half a level."""
+    if side <= 5:
         return by_planes(image, lambda plane: cv2.medianBlur(plane, side))
+    low, high = image.detach().aminmax()
+    if low < 0 or high > 1:
+        return None
+    levels = by_planes(image, lambda plane: cv2.medianBlur((plane * 255 + 0.5).astype(np.uint8), side))
+    return levels.to(image.dtype) / 255
+
+
+def _median_by_torch(image: Tensor, side: int) -> Tensor:
     half = side // 2
     padded = F.pad(image.unsqueeze(0), (half, half, half, half), mode="replicate").squeeze(0)
     # Unfolded, the picture grows by the window's area; strips of rows bound the memory.
