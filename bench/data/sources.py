@@ -66,6 +66,8 @@ def _source(card: DatasetCard, given: str, sha256: str | None) -> Source:
     else:
         path = Path(given).expanduser().absolute()
         known = next((file for file in card.files if file.get("name") == path.name), None)
+        if path.suffix.lower() == ".rec" and path.is_file():
+            path = path.parent
     if path.is_dir():
         if sha256:
             raise UsageError(f"--sha256 is the hash of an archive, but {path} is a folder.")

@@ -151,12 +151,14 @@ def test_paired_from_two_archives(people: Path, tmp_path: Path) -> None:
     assert len(photos) == 3
 
 
-@pytest.mark.parametrize("how", ["folder", "zip"])
+@pytest.mark.parametrize("how", ["folder", "file", "zip"])
 def test_records(people: Path, tmp_path: Path, how: str) -> None:
     faces = [(int(name[1]) * 10, (people / "download/Faces" / name).read_bytes()) for name in sorted(EXPECTED)]
     write_records(tmp_path / "rec" / "faces_webface" / "train.rec", faces)
     put(tmp_path / "rec" / "faces_webface" / "property", b"3,64,64")
-    given = tmp_path / "rec" if how == "folder" else zipped(tmp_path / "rec", tmp_path / "rec.zip")
+    given = tmp_path / "rec" / "faces_webface" / "train.rec" if how == "file" else tmp_path / "rec"
+    if how == "zip":
+        given = zipped(given, tmp_path / "rec.zip")
     write_card(tmp_path, "made", identity_pattern="\\d+")
     done = prepare("made", [str(given)])
     assert done.record["identities"] == 3
