@@ -20,7 +20,7 @@ from bench.config import group_choices, read_preset
 from bench.degradation.pipeline import DegradationPipeline
 from bench.degradation.words import in_words
 from bench.errors import BenchError, MissingError, unknown_name
-from bench.files import sha256_bytes, write_bytes, write_json, write_text
+from bench.files import sha256_bytes, write_bytes, write_text
 from bench.paths import resource_root
 from bench.seeds import derive_seed
 
@@ -246,8 +246,8 @@ def _calibration(measured: dict[str, Any]) -> str:
             "## Calibration of light and heavy",
             "",
             "Neither PFStorer nor RestorerID says what its light and heavy sets are. Ours are FFHQ-Ref's moderate and",
-            "severe. `light` lies above `heavy` in every measure, at all three quartiles; photograph by photograph it",
-            f"is the better one in: {counts} (of {n}).",
+            "severe. `light` lies above `heavy` in every measure, at all three quartiles; photograph by photograph, under",
+            f"the same seed, it is the better one in: {counts} (of {n}).",
             "",
             f"| | {' | '.join(TITLES[metric] for metric in METRICS)} |",
             "|---|---|---|---|",
@@ -336,7 +336,7 @@ def main(words: Sequence[str] | None = None) -> None:
             }
         write_png(folder() / "strips" / "face.png", face())
         measured["presets"] = dict(sorted(measured["presets"].items()))
-        write_json(folder() / "strips" / "measured.json", measured)
+        write_text(folder() / "strips" / "measured.json", json.dumps(measured) + "\n")
         write_png(folder() / "strips" / "distributions.png", distributions(measured))
     write_text(folder() / "README.md", page(measured))
 
