@@ -246,7 +246,7 @@ def _calibration(measured: dict[str, Any]) -> str:
             "## Calibration of light and heavy",
             "",
             "Neither PFStorer nor RestorerID says what its light and heavy sets are. Ours are FFHQ-Ref's moderate and",
-            "severe. `light` lies above `heavy` in every measure, at all three quartiles; of the same photographs under",
+            "severe. `light` lies above `heavy` in every measure, at all three quartiles; of equal photographs under",
             f"the same seeds it is the better one in: {counts} (of {n}).",
             "",
             f"| | {' | '.join(TITLES[metric] for metric in METRICS)} |",
