@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from bench.protocol.probe import PictureMarks
+
 Need = Literal["truth", "references", "landmarks"]
 
 
@@ -34,6 +36,7 @@ class ScoringBatch:
             pixels; the eye on the left of the picture first), or None.
         reference_landmarks: For each picture an (R, 5, 2) array of the references' points, or None.
         valid: (B, H, W) bool, False where the aligned crop reaches beyond the photograph.
+        marks: For each picture the marks a probe planted on its photographs, or None.
     """
 
     image_ids: Sequence[str]
@@ -43,6 +46,7 @@ class ScoringBatch:
     landmarks: np.ndarray | None
     reference_landmarks: Sequence[np.ndarray] | None
     valid: np.ndarray
+    marks: Sequence[PictureMarks | None] | None = None
 
     def __len__(self) -> int:
         """Number of pictures."""
