@@ -7,7 +7,7 @@ no more than one with few.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,8 @@ class Comparison:
         effect_size: Cohen's d_z: mean difference of identity means over their standard deviation
             (n - 1); None where that is zero or unknown.
         p_adjusted: The p-value after Holm's correction, where several are shown together.
+        deviation: Standard deviation (n - 1) of the identity-mean differences; None with one identity.
+        a_better: Identities on which A has the better mean; None where the metric is not ranked.
     """
 
     metric: str
@@ -85,6 +87,8 @@ class Comparison:
     n_identities: int
     effect_size: float | None
     p_adjusted: float | None = None
+    deviation: float | None = None
+    a_better: int | None = None
 
     @property
     def better(self) -> bool | None:
@@ -169,23 +173,61 @@ def sign_flip_test(differences: ArrayLike, seed: int = 0) -> float:
     Raises:
         ValueError: No difference, or one that is not finite.
     """
-    values = _finite(differences)
+    return float(sign_flip_tests(_finite(differences)[None], seed)[0])
+
+
+def sign_flip_tests(differences: ArrayLike, seed: int = 0) -> np.ndarray:
+    """`sign_flip_test` of each row of a table of differences.
+
+    Args:
+        differences: (tests, identities), finite.
+        seed: Seed of the random patterns, which all rows share.
+
+    Returns:
+        (tests,) p-values in (0, 1].
+    """
+    values = np.asarray(differences, dtype=np.float64)
     # Patterns that tie mathematically differ in rounding; they must count as ties.
-    threshold = abs(float(values.sum())) - 1e-12 * float(np.abs(values).sum())
-    if len(values) <= EXACT_UP_TO:
-        # A pattern and its mirror image have the same absolute sum: the first sign can stay fixed.
-        sums = values[:1]
-        for value in values[1:]:
-            sums = np.concatenate([sums + value, sums - value])
-        return float(np.mean(np.abs(sums) >= threshold))
-    generator = np.random.default_rng(seed)
-    extreme, left = 0, MONTE_CARLO_FLIPS
-    while left:
-        block = min(left, max(1, 2**22 // len(values)))
-        signs = generator.integers(0, 2, size=(block, len(values)), dtype=np.int8) * 2.0 - 1.0
-        extreme += int(np.count_nonzero(np.abs(signs @ values) >= threshold))
-        left -= block
+    thresholds = np.abs(values.sum(axis=1)) - 1e-12 * np.abs(values).sum(axis=1)
+    if values.shape[1] <= EXACT_UP_TO:
+        return np.array([_exact_p(row, threshold) for row, threshold in zip(values, thresholds, strict=True)])
+    extreme = np.zeros(len(values), dtype=np.int64)
+    for signs in _random_signs(values.shape[1], seed):
+        rows = max(1, 2**24 // len(signs))
+        for start in range(0, len(values), rows):
+            sums = np.abs(signs @ values[start : start + rows].T)
+            extreme[start : start + rows] += np.count_nonzero(sums >= thresholds[start : start + rows], axis=0)
     return (extreme + 1) / (MONTE_CARLO_FLIPS + 1)
+
+
+def _exact_p(values: np.ndarray, threshold: float) -> float:
+    """Share of all sign patterns whose absolute sum reaches the threshold.
+
+    A pattern is one of the first half of the values joined to one of the second half, so the pairs are
+    counted in the sorted sums of the halves and never written out.
+    """
+    if threshold <= 0:
+        return 1.0
+    # A pattern and its mirror image have the same absolute sum: the first sign can stay fixed.
+    first, second = values[:1], np.zeros(1)
+    for value in values[1 : len(values) // 2 + 1]:
+        first = np.concatenate([first + value, first - value])
+    for value in values[len(values) // 2 + 1 :]:
+        second = np.concatenate([second + value, second - value])
+    first = np.sort(first)
+    above = len(first) - np.searchsorted(first, threshold - second, side="left")
+    below = np.searchsorted(first, -threshold - second, side="right")
+    return float((above.sum() + below.sum()) / (len(first) * len(second)))
+
+
+def _random_signs(count: int, seed: int) -> Iterator[np.ndarray]:
+    """Blocks of the random sign patterns, (patterns, count) of ±1."""
+    generator = np.random.default_rng(seed)
+    left = MONTE_CARLO_FLIPS
+    while left:
+        block = min(left, max(1, 2**22 // count))
+        yield generator.integers(0, 2, size=(block, count), dtype=np.int8) * 2.0 - 1.0
+        left -= block
 
 
 def compare_identity_means(
@@ -222,6 +264,10 @@ def compare_identity_means(
         n_images=n_images,
         n_identities=len(shared),
         effect_size=interval.mean / deviation if deviation > 0 else None,
+        deviation=deviation if len(differences) > 1 else None,
+        a_better=None
+        if higher_is_better is None
+        else int(np.count_nonzero((differences > 0) if higher_is_better else (differences < 0))),
     )
 
 
