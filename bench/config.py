@@ -18,7 +18,7 @@ from bench.errors import UsageError, unknown_name
 from bench.paths import resource_root
 from bench.registry import data_folders, method_targets
 
-GROUPS = ("method", "data", "protocol", "metrics", "trainer")
+GROUPS = ("method", "data", "protocol", "probe", "metrics", "trainer")
 PATH_KEYS = ("run_dir", "data.root", "method.root", "method.weights")
 
 
@@ -156,6 +156,12 @@ def _data_settings(data: dict[str, Any], given: dict[str, str]) -> dict[str, Any
         data["name"] = f"{data['name']}_{protocol['name']}"
     if protocol and "data.title" not in given:
         data["title"] = f"{data['title'].split(':')[0]}: {protocol['title']}"
+    # Training knows no probe: its marks are an augmentation.
+    probe = data.get("probe")
+    if probe and "data.name" not in given:
+        data["name"] = f"{data['name']}_{probe['name']}"
+    if probe and "data.title" not in given:
+        data["title"] = f"{data['title']}; {probe['title']}"
     return data
 
 
@@ -243,7 +249,7 @@ def _known_keys(config: str, given: dict[str, str]) -> list[str]:
             content |= yaml.safe_load((resource_root() / "configs/trainer/default.yaml").read_text("utf-8"))
         for own in (content.pop("sizes", None) or {}).values():
             content = {**own, **content}
-        inside = "data" if group == "protocol" else group
+        inside = "data" if group in ("protocol", "probe") else group
         keys += [key for name, value in content.items() for key in flatten(f"{inside}.{name}", value)]
     return keys
 

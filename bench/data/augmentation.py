@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.protocol.probe import BRIGHT_SKIN, TEMPLATE_SIDE, coverage, luma_around, place
+
 LEFT_RIGHT = (1, 0, 2, 4, 3)
+# How many marks a person gets in training, where (in the probe's template of 128 px), how large and how strong.
+MARKS = (2, 4)
+MARK_COLUMNS, MARK_ROWS = (26.0, 102.0), (22.0, 120.0)
+MARK_RADIUS, MARK_CONTRAST = (2.0, 3.0), (0.25, 0.4)
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class AugmentationSettings:
         shift: Largest shift of either picture, in hundredths of the side.
         tone: Largest shared change of contrast and gamma, relative.
         light: Largest separate change of contrast and brightness, relative.
+        marks: Chance that a person gets small marks, as the probe paints them (bench/protocol/probe.py)
+            but anywhere on the face: in half of these samples on the ground truth and the references,
+            in the other half on the references alone. Off by default.
     """
 
     flip: float = 0.5
@@ -39,6 +48,7 @@ class AugmentationSettings:
     shift: float = 3.0
     tone: float = 0.25
     light: float = 0.12
+    marks: float = 0.0
 
 
 class PairAugmentation:
@@ -60,6 +70,9 @@ class PairAugmentation:
         """
         settings = self.settings
         side = images.shape[-1]
+        # Nothing is drawn where marks are off, so that such trainings stay what they were.
+        if settings.marks and rng.random() < settings.marks:
+            images = plant_marks(images, points, rng)
         if rng.random() < settings.flip:
             images = images.flip(-1)
             points = points.clone()
@@ -102,6 +115,33 @@ class PairAugmentation:
             brightness = float(rng.uniform(-settings.light, settings.light)) / 2
             toned.append(((image - 0.5) * own_contrast + 0.5 + brightness).clamp(0, 1))
         return torch.stack(toned)
+
+
+def plant_marks(images: Tensor, points: Tensor, rng: np.random.Generator) -> Tensor:
+    """Paints a person's marks on the references and, in every second draw, on the ground truth too.
+
+    Args:
+        images: (N, 3, S, S) RGB in [0, 1]; the ground truth first, then references.
+        points: (N, 5, 2) points in pixels.
+        rng: Generator of this sample.
+
+    Returns:
+        Pictures of the same shape.
+    """
+    side = images.shape[-1]
+    on_truth = bool(rng.random() < 0.5)
+    painted = images.clone()
+    for _ in range(int(rng.integers(MARKS[0], MARKS[1] + 1))):
+        position = (float(rng.uniform(*MARK_COLUMNS)), float(rng.uniform(*MARK_ROWS)))
+        radius = float(rng.uniform(*MARK_RADIUS)) * side / TEMPLATE_SIDE
+        contrast = float(rng.uniform(*MARK_CONTRAST))
+        last = images[-1].permute(1, 2, 0).numpy()
+        if luma_around(last, *place(position, points[-1].numpy()), 2 * radius) > BRIGHT_SKIN:
+            contrast = -contrast
+        for row in range(0 if on_truth else 1, len(images)):
+            x, y = place(position, points[row].numpy())
+            painted[row] += contrast * torch.from_numpy(coverage(side, x, y, radius)).float()
+    return painted.clamp(0, 1)
 
 
 def _pixel_grid(side: int) -> Tensor:

@@ -43,7 +43,9 @@ def _unfrozen(settings: DataSettings, root: Path) -> Protocol:
     images = plan_images(settings, root)
     pipeline = settings.pipeline()
     degradation = None if pipeline is None else pipeline.specification()
-    identifier = protocol_id(settings.size, settings.seed, degradation, images, settings.name)
+    planted = settings.probe_settings()
+    probe = None if planted is None else planted.specification()
+    identifier = protocol_id(settings.size, settings.seed, degradation, images, settings.name, probe)
     return Protocol(
         name=settings.name,
         title=settings.title,
@@ -55,6 +57,7 @@ def _unfrozen(settings: DataSettings, root: Path) -> Protocol:
         selection=_selection(settings),
         images=images,
         id=identifier,
+        probe=probe,
     )
 
 
@@ -106,7 +109,15 @@ def _explain_difference(frozen: Protocol, planned: Protocol) -> None:
 
     def settings(protocol: Protocol) -> Any:
         degradation = {key: value for key, value in (protocol.degradation or {}).items() if key != "versions"}
-        return degradation, protocol.size, protocol.seed, protocol.split, protocol.card, protocol.selection
+        return (
+            degradation,
+            protocol.size,
+            protocol.seed,
+            protocol.split,
+            protocol.card,
+            protocol.selection,
+            protocol.probe,
+        )
 
     if settings(frozen) != settings(planned):
         return

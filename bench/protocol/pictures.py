@@ -11,6 +11,7 @@ from bench.errors import MissingError
 from bench.files import sha256_bytes
 from bench.image import read_image
 from bench.protocol.alignment import warp
+from bench.protocol.probe import base_image_id, paint
 from bench.protocol.protocol import Protocol, ProtocolImage, ProtocolMismatchError, ProtocolPhoto
 from bench.seeds import derive_seed
 
@@ -32,8 +33,8 @@ class ProtocolPictures:
         return read_image(self.root / path)
 
     def crop(self, photo: ProtocolPhoto) -> np.ndarray:
-        """Aligned crop of a photograph, (size, size, 3) uint8 RGB."""
-        return warp(self.photo(photo.path), photo.matrix, self.protocol.size)
+        """Aligned crop of a photograph with the marks a probe paints on it, (size, size, 3) uint8 RGB."""
+        return paint(warp(self.photo(photo.path), photo.matrix, self.protocol.size), photo.marks)
 
     def truth(self, image: ProtocolImage) -> np.ndarray:
         """Ground truth, (size, size, 3) uint8 RGB.
@@ -78,8 +79,9 @@ class ProtocolPictures:
         return lq
 
     def degradation_seed(self, image: ProtocolImage) -> int:
-        """Seed of the picture's degradation."""
-        return derive_seed(self.protocol.name, self.protocol.seed, image.image_id, "degradation")
+        """Seed of the picture's degradation; the variants of a probe share it."""
+        name = image.image_id if self.protocol.probe is None else base_image_id(image.image_id)
+        return derive_seed(self.protocol.name, self.protocol.seed, name, "degradation")
 
 
 def _check(expected: str | None, pixels: np.ndarray, what: str, suspects: str) -> None:

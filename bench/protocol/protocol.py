@@ -16,6 +16,7 @@ import numpy as np
 from bench.degradation.pipeline import DegradationPipeline
 from bench.errors import UsageError
 from bench.files import sha256_bytes
+from bench.protocol.probe import Mark, ProbeSettings
 
 SCHEMA_VERSION = 1
 
@@ -33,27 +34,31 @@ class ProtocolPhoto:
         sha256: Hash of the file.
         matrix: (2, 3) photograph to crop.
         points: (5, 2) points in the crop, pixels; None where no face was found.
+        marks: Marks that a probe paints on the crop.
     """
 
     path: str
     sha256: str
     matrix: np.ndarray
     points: np.ndarray | None
+    marks: tuple[Mark, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The photograph as built-in types."""
-        return {
+        record = {
             "path": self.path,
             "sha256": self.sha256,
             "matrix": self.matrix.tolist(),
             "points": None if self.points is None else self.points.tolist(),
         }
+        return {**record, "marks": [mark._asdict() for mark in self.marks]} if self.marks else record
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> ProtocolPhoto:
         """Reads what `as_dict` wrote."""
         points = None if record["points"] is None else np.asarray(record["points"], dtype=np.float64)
-        return cls(record["path"], record["sha256"], np.asarray(record["matrix"], dtype=np.float64), points)
+        marks = tuple(Mark(**mark) for mark in record.get("marks", ()))
+        return cls(record["path"], record["sha256"], np.asarray(record["matrix"], dtype=np.float64), points, marks)
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ class Protocol:
     selection: dict[str, Any]
     images: tuple[ProtocolImage, ...]
     id: str
+    probe: dict[str, Any] | None = None
 
     @property
     def image_ids(self) -> list[str]:
@@ -141,6 +147,7 @@ class Protocol:
 
     def as_dict(self) -> dict[str, Any]:
         """The protocol as built-in types."""
+        probe = {} if self.probe is None else {"probe": self.probe}
         return {
             "schema": SCHEMA_VERSION,
             "name": self.name,
@@ -152,6 +159,7 @@ class Protocol:
             "seed": self.seed,
             "degradation": self.degradation,
             "selection": self.selection,
+            **probe,
             "identities": len({image.identity for image in self.images}),
             "images": [image.as_dict() for image in self.images],
         }
@@ -161,16 +169,24 @@ class Protocol:
         """Reads what `as_dict` wrote."""
         images = tuple(ProtocolImage.from_dict(image) for image in record["images"])
         keys = ("name", "title", "card", "split", "size", "seed", "degradation", "selection", "id")
-        return cls(**{key: record[key] for key in keys}, images=images)
+        return cls(**{key: record[key] for key in keys}, images=images, probe=record.get("probe"))
 
 
 def protocol_id(
-    size: int, seed: int, degradation: dict[str, Any] | None, images: tuple[ProtocolImage, ...], name: str
+    size: int,
+    seed: int,
+    degradation: dict[str, Any] | None,
+    images: tuple[ProtocolImage, ...],
+    name: str,
+    probe: dict[str, Any] | None = None,
 ) -> str:
     """Sixteen hexadecimal digits that change when anything that decides the pictures changes."""
 
     def photo(record: ProtocolPhoto | None) -> list[Any] | None:
-        return None if record is None else [record.sha256, record.matrix.tolist()]
+        if record is None:
+            return None
+        own = [record.sha256, record.matrix.tolist()]
+        return [*own, [list(mark) for mark in record.marks]] if record.marks else own
 
     def row(image: ProtocolImage) -> list[Any]:
         own = [image.image_id, image.identity, photo(image.source), [photo(one) for one in image.references]]
@@ -183,6 +199,8 @@ def protocol_id(
         "degradation": degradation,
         "images": [row(image) for image in images],
     }
+    if probe is not None:
+        content["probe"] = probe
     return sha256_bytes(json.dumps(content, sort_keys=True).encode("utf-8"))[:16]
 
 
@@ -205,6 +223,7 @@ class DataSettings:
         minimum_photos: Photographs an identity must have; None for as many as are used.
         selection: `{rule: quality_pairs, metric: name}` instead of the natural order; see
             `bench/protocol/selection.py`.
+        probe: `{name: marks, ...}` plants marks on the photographs; see `bench/protocol/probe.py`.
     """
 
     name: str
@@ -220,6 +239,11 @@ class DataSettings:
     identities: int | None = None
     minimum_photos: int | None = None
     selection: dict[str, Any] | None = None
+    probe: dict[str, Any] | None = None
+
+    def probe_settings(self) -> ProbeSettings | None:
+        """The checked probe, or None."""
+        return None if self.probe is None else ProbeSettings.from_dict(self.probe)
 
     def pipeline(self) -> DegradationPipeline | None:
         """The degradation at the pictures' size; None where the data set brings the LQ pictures."""

@@ -20,6 +20,7 @@ from bench.protocol.aligner import PhotoAligner
 from bench.protocol.alignment import warp
 from bench.protocol.card import DatasetCard, load_card, natural_key
 from bench.protocol.layout import Photo, layout_of, list_photos
+from bench.protocol.probe import plant
 from bench.protocol.protocol import DataSettings, ProtocolImage, ProtocolPhoto
 from bench.protocol.splits import hashed_order, split_identities
 from bench.registry import load_metric
@@ -68,7 +69,13 @@ def plan_images(settings: DataSettings, root: Path) -> tuple[ProtocolImage, ...]
         for identity in _identities(settings, card, by_identity, root)
         for image in _images(settings, identity, by_identity[identity], aligner)
     ]
-    return tuple(images)
+    if (probe := settings.probe_settings()) is None:
+        return tuple(images)
+
+    def crop(photo: ProtocolPhoto) -> np.ndarray:
+        return warp(read_image(root / photo.path), photo.matrix, settings.size)
+
+    return plant(images, probe, settings.name, settings.size, crop)
 
 
 def _as_degraded(photo: Photo, card: DatasetCard, root: Path, settings: DataSettings) -> Photo:

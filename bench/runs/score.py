@@ -15,6 +15,7 @@ from bench.metrics.metric import Metric, Score, ScoringBatch
 from bench.progress import Progress
 from bench.protocol.alignment import valid_region
 from bench.protocol.pictures import ProtocolPictures
+from bench.protocol.probe import picture_marks
 from bench.protocol.protocol import ProtocolImage
 from bench.registry import load_metric
 from bench.runs.journal import Journal, read_journals
@@ -47,6 +48,7 @@ def scoring_batch(
         valid=np.stack(
             [valid_region(image.shown.matrix, pictures.photo(image.shown.path).shape[:2], size) for image in images]
         ),
+        marks=None if pictures.protocol.probe is None else [picture_marks(image, pictures.crop) for image in images],
     )
 
 
