@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
 
+from bench.scores.power import smallest_p
 from bench.scores.statistics import ALPHA, Comparison, compare_identity_means, holm_comparisons
 
 Mark = Literal["best", "tied", "untested"]
@@ -44,6 +48,33 @@ class Column:
 
 
 @dataclass(frozen=True)
+class TieGroups:
+    """Which rows of a board one metric tells apart: a compact letter display.
+
+    Two rows share a letter exactly where the paired test does not separate them. "a" is the group of
+    the best mean; a row with several letters belongs to several groups ("ab" is separated neither from
+    the best nor from rows that are).
+
+    Attributes:
+        letters: By index of the row, such as "a" or "ab"; rows that are not ranked are not in it.
+        ranks: By index of the row, the ranks it may have: 1 + rows shown better, and rows - rows shown
+            worse. (2, 2) is a rank of its own; (1, 3) means that three rows share the first ranks.
+        groups: Rows of each letter, in the order of letters, each from best to worst mean.
+        comparisons: For (i, j) with i better on average: i minus j, Holm-adjusted over the pairs of this metric.
+        untested: Pairs without an identity that both have scored in full; they count as not separated.
+        can_separate: Whether any pair could come out as different: with too few identities, or too
+            many pairs for them, even a difference on every identity is not enough.
+    """
+
+    letters: dict[int, str]
+    ranks: dict[int, tuple[int, int]]
+    groups: list[tuple[int, ...]]
+    comparisons: dict[tuple[int, int], Comparison]
+    untested: list[tuple[int, int]]
+    can_separate: bool
+
+
+@dataclass(frozen=True)
 class Board:
     """One protocol's entries, ready to be drawn.
 
@@ -57,6 +88,7 @@ class Board:
         marks: For (index of the row, metric): "best", or "tied" where the paired test shows no
             difference from the best, or "untested" where the two have nothing complete in common.
         comparisons: The tests behind the ties: best minus row, Holm-adjusted over all of them.
+        groups: By ranked metric, the groups of rows that it cannot tell apart.
     """
 
     protocol: str
@@ -66,6 +98,7 @@ class Board:
     entries: list[dict[str, Any]]
     marks: dict[tuple[int, str], Mark]
     comparisons: dict[tuple[int, str], Comparison]
+    groups: dict[str, TieGroups] = field(default_factory=dict)
 
 
 def build_board(entries: list[dict[str, Any]]) -> Board:
@@ -98,7 +131,76 @@ def build_board(entries: list[dict[str, Any]]) -> Board:
     for key, comparison in adjusted.items():
         if comparison.p_adjusted is not None and comparison.p_adjusted >= ALPHA:
             marks[key] = "tied"
-    return Board(entries[0]["protocol"], entries[0]["protocol_id"], columns, absent, rows, marks, adjusted)
+    groups = {column.name: tie_groups(rows, column) for column in columns if column.higher_is_better is not None}
+    return Board(entries[0]["protocol"], entries[0]["protocol_id"], columns, absent, rows, marks, adjusted, groups)
+
+
+def tie_groups(rows: Sequence[dict[str, Any]], column: Column) -> TieGroups:
+    """Groups the rows of a board that one metric cannot tell apart.
+
+    Every pair of ranked rows (not `copy_reference`) is tested by the exact sign-flip test on the
+    identity means that both have scored in full; a pair is separated where its p-value, Holm-adjusted
+    over all pairs of this metric, is below .05. The letters are those of Piepho (2004, "An algorithm for
+    a letter-based representation of all-pairwise comparisons"), in the order of means; equal means
+    keep the order of rows, so that the same entries always give the same letters.
+
+    Args:
+        rows: Entries in the order of the board's rows.
+        column: A metric with a direction.
+    """
+    means = {
+        i: mean for i, row in enumerate(rows) if row["method"] != COPY and (mean := _mean(row, column.name)) is not None
+    }
+    sign = -1 if column.higher_is_better else 1
+    order = sorted(means, key=lambda i: (sign * means[i], i))
+    tests: dict[tuple[int, int], Comparison] = {}
+    untested: list[tuple[int, int]] = []
+    for pair in itertools.combinations(order, 2):
+        if comparison := _compare(rows[pair[0]], rows[pair[1]], column):
+            tests[pair] = comparison
+        else:
+            untested.append(pair)
+    tests = dict(zip(tests, holm_comparisons(list(tests.values())), strict=True))
+    separated = [pair for pair, test in tests.items() if test.p_adjusted is not None and test.p_adjusted < ALPHA]
+    groups = letter_groups(order, separated)
+    letters = {i: "".join(_letter(index) for index, group in enumerate(groups) if i in group) for i in order}
+    # Over incomplete identities the tested difference may have another sign than that of the means.
+    better = [
+        pair if (tests[pair].mean_difference > 0) == column.higher_is_better else pair[::-1] for pair in separated
+    ]
+    ranks = {i: (1 + sum(j == i for _, j in better), len(order) - sum(j == i for j, _ in better)) for i in order}
+    most = max((test.n_identities for test in tests.values()), default=0)
+    can_separate = most > 0 and smallest_p(most) * len(tests) < ALPHA
+    return TieGroups(letters, ranks, groups, tests, untested, can_separate)
+
+
+def letter_groups(order: Sequence[int], separated: Iterable[tuple[int, int]]) -> list[tuple[int, ...]]:
+    """Largest sets of items without a separated pair; any two items not separated share a set.
+
+    Args:
+        order: Items from best to worst.
+        separated: Pairs that are shown to differ.
+
+    Returns:
+        The sets, each in the given order; the sets themselves in the order of their items.
+    """
+    groups = [frozenset(order)] if order else []
+    for pair in separated:
+        split: list[frozenset[int]] = []
+        for group in groups:
+            split += [group - {item} for item in pair] if group.issuperset(pair) else [group]
+        unique = list(dict.fromkeys(split))
+        groups = [group for group in unique if not any(group < other for other in unique)]
+    position = {item: index for index, item in enumerate(order)}
+    return sorted(
+        (tuple(sorted(group, key=position.__getitem__)) for group in groups), key=lambda g: [position[i] for i in g]
+    )
+
+
+def _letter(index: int) -> str:
+    """Small letters, then capitals, then a1, b1, ..."""
+    count = len(string.ascii_letters)
+    return string.ascii_letters[index % count] + (str(index // count) if index >= count else "")
 
 
 def _mean(entry: dict[str, Any], metric: str) -> float | None:
