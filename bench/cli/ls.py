@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +121,7 @@ def _metrics() -> list[dict[str, Any]]:
             "title": metric.title,
             "better": better[metric.higher_is_better],
             "unit": metric.unit or None,
+            "cost": metric.cost,
             "licence": metric.licence,
         }
         for name, metric in metric_classes().items()
@@ -174,15 +174,9 @@ def _weights() -> list[dict[str, Any]]:
 
 def _weights_file(entry: WeightsEntry) -> Path | None:
     """Where the file lies, found without hashing it."""
-    import importlib.metadata
+    from bench.weights.catalogue import places
 
-    from bench.weights.catalogue import weights_folder
-
-    places = [weights_folder() / entry.file]
-    if entry.distribution and entry.path:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            places.append(Path(str(importlib.metadata.distribution(entry.distribution).locate_file(entry.path))))
-    return next((place for place in places if place.is_file()), None)
+    return next((place for place in places(entry) if place.is_file()), None)
 
 
 _LISTERS = {

@@ -7,10 +7,10 @@ candidate box of the face voting by its confidence, they move by 0.3 px, at six 
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench.faces.remembered import Remembered, picture_key
 from bench.weights import catalogue
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ VOTE_SCORE_THRESHOLD = 0.3
 VOTE_OVERLAP = 0.5
 
 _MIRRORED_ORDER = [1, 0, 2, 4, 3]
-_found_points: dict[bytes, np.ndarray | None] = {}
+_found_points: Remembered[np.ndarray | None] = Remembered()
 
 
 class Face(NamedTuple):
@@ -87,7 +87,7 @@ def detect_main_face(image: np.ndarray) -> Face | None:
 
 def main_face_points(image: np.ndarray) -> np.ndarray | None:
     """Landmarks of the largest face, (5, 2), or None; computed once per picture and process."""
-    key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+    key = picture_key(image)
     if key not in _found_points:
         face = detect_main_face(image)
         _found_points[key] = None if face is None else face.points

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import MissingError
 from bench.faces.geometry import similarity
+from bench.faces.remembered import Remembered, picture_key
 from bench.weights import catalogue
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ CHIP_SIZE = 150
 JUDGE_150 = ((46.1, 45.5), (101.1, 45.5), (73.8, 76.1), (50.3, 100.4), (96.9, 100.4))
 _BATCH = 32
 _MEAN_FILE = "dlib_judge_mean.json"
-_embeddings: dict[bytes, np.ndarray] = {}
+_embeddings: Remembered[np.ndarray] = Remembered()
 
 
 def embed(pictures: Sequence[np.ndarray] | np.ndarray, points: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
@@ -58,14 +59,17 @@ def embed(pictures: Sequence[np.ndarray] | np.ndarray, points: Sequence[np.ndarr
     """
     import numpy as np
 
-    keys = [_key(picture, place) for picture, place in zip(pictures, points, strict=True)]
-    waiting = list({key: index for index, key in enumerate(keys) if key not in _embeddings}.values())
+    pairs = zip(pictures, points, strict=True)
+    keys = [picture_key(picture, np.asarray(place, np.float64)) for picture, place in pairs]
+    found = {key: _embeddings[key] for key in keys if key in _embeddings}
+    waiting = list({key: index for index, key in enumerate(keys) if key not in found}.values())
     for start in range(0, len(waiting), _BATCH):
         chosen = waiting[start : start + _BATCH]
         centred = descriptors([face_chip(pictures[index], points[index]) for index in chosen]) - mean_descriptor()
         unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
-        _embeddings.update(zip((keys[index] for index in chosen), unit, strict=True))
-    return np.stack([_embeddings[key] for key in keys]) if keys else np.zeros((0, EMBEDDING_SIZE))
+        for index, row in zip(chosen, unit, strict=True):
+            found[keys[index]] = _embeddings[keys[index]] = row
+    return np.stack([found[key] for key in keys]) if keys else np.zeros((0, EMBEDDING_SIZE))
 
 
 def face_chip(picture: np.ndarray, points: np.ndarray, size: int = CHIP_SIZE) -> np.ndarray:
@@ -135,15 +139,6 @@ def judge_identity() -> str:
 
 def _mean_path() -> Path:
     return Path(__file__).with_name(_MEAN_FILE)
-
-
-def _key(picture: np.ndarray, points: np.ndarray) -> bytes:
-    import numpy as np
-
-    digest = hashlib.sha256(repr(picture.shape).encode())
-    digest.update(np.ascontiguousarray(picture).tobytes())
-    digest.update(np.ascontiguousarray(points, dtype=np.float64).tobytes())
-    return digest.digest()
 
 
 @cache

@@ -6,10 +6,10 @@ import importlib.metadata
 import math
 from typing import TYPE_CHECKING
 
-from bench.metrics.metric import Score
+from bench.metrics.metric import Score, ScoringBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy as np
     from torch import Tensor
@@ -47,3 +47,34 @@ def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     products: np.ndarray = np.clip((first * second).sum(axis=1), -1.0, 1.0)
     return products
+
+
+def mean_reference_cosines(
+    batch: ScoringBatch, embed: Callable[[Sequence[np.ndarray] | np.ndarray, Sequence[np.ndarray]], np.ndarray]
+) -> list[Score]:
+    """Mean cosine of each restored face with its references, by a recogniser.
+
+    Args:
+        batch: Pictures with landmarks and references.
+        embed: Takes pictures and their (5, 2) points, returns (N, D) unit vectors.
+
+    Returns:
+        Scores in [-1, 1]; null where a picture has no references or one of them has no known landmarks.
+    """
+    import numpy as np
+
+    if batch.landmarks is None or batch.reference_landmarks is None:
+        return [Score(None, "needs the landmarks of the references")] * len(batch)
+    restored = embed(batch.restored, list(batch.landmarks))
+    found = []
+    rows = zip(restored, batch.references, batch.reference_landmarks, strict=True)
+    for embedding, references, points in rows:
+        if not len(references):
+            found.append(Score(None, "no references"))
+            continue
+        if not np.isfinite(points).all():
+            found.append(Score(None, "a reference has no known landmarks"))
+            continue
+        others = embed(references, list(points))
+        found.append(scores([float(np.mean(cosines(embedding[None], others)))])[0])
+    return found

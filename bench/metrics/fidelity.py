@@ -1,4 +1,4 @@
-"""How near a restored picture is to the ground truth: PSNR, SSIM and HaarPSI.
+"""How near a restored picture is to the ground truth: PSNR, SSIM, MS-SSIM and HaarPSI.
 
 All are computed in float64 on the 8-bit pictures scaled to [0, 1], and only where the aligned crop
 shows the photograph (`ScoringBatch.valid`). Y is the full-range BT.601 luma (`bench.metrics.common.luma`),
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from bench.metrics.common import luma, scores, version
-from bench.metrics.metric import Metric, Score, ScoringBatch
+from bench.metrics.common import scores, version
+from bench.metrics.metric import Cost, Metric, Score, ScoringBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +19,7 @@ PSNR_CEILING = 100.0
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 HAARPSI_SMALLEST = 16
+MS_SSIM_SMALLEST = 161
 
 _NOTHING_VALID = "no pixel of the crop lies inside the photograph"
 _Y = "Y BT.601 full range"
@@ -30,11 +31,13 @@ class _Fidelity(Metric):
     needs = ("truth",)
     licence: ClassVar[str] = "Apache-2.0"
     on_luma: ClassVar[bool]
+    cost: ClassVar[Cost] = "low"
 
     def pictures(self, batch: ScoringBatch) -> tuple[Tensor, Tensor]:
         """Restored and true pictures in float64: (B, 1, H, W) luma or (B, 3, H, W) RGB."""
-        pair = batch.restored_tensor.double(), batch.truth_tensor.double()
-        return (luma(pair[0]), luma(pair[1])) if self.on_luma else pair
+        if self.on_luma:
+            return batch.restored_luma, batch.truth_luma
+        return batch.restored_double, batch.truth_double
 
 
 class _Psnr(_Fidelity):
@@ -108,6 +111,38 @@ class SsimRgb(_Ssim):
     on_luma = False
 
 
+class MsSsim(_Fidelity):
+    """MS-SSIM of the luma (Wang, Simoncelli and Bovik 2003) by piq: five scales, the published weights.
+
+    Null below 161 px, where the window of 11 px does not fit the fifth scale. Pixels outside the photograph are
+    replaced by the ground truth's, so that they add no difference.
+    """
+
+    name = "ms_ssim"
+    title = "MS-SSIM"
+    on_luma = True
+
+    @property
+    def identity(self) -> str:
+        """Identity string."""
+        return f"ms_ssim@piq {version('piq')}@{_Y}, float64, 5 scales, window 11 sigma 1.5, outside valid = truth"
+
+    def unavailable(self) -> str | None:
+        """Whether piq is absent."""
+        return _no_piq()
+
+    def score(self, batch: ScoringBatch) -> list[Score]:
+        """MS-SSIM of every picture."""
+        import piq
+        import torch
+
+        if min(batch.restored.shape[1:3]) < MS_SSIM_SMALLEST:
+            return [Score(None, f"needs {MS_SSIM_SMALLEST} px for its fifth scale")] * len(batch)
+        restored, truth = self.pictures(batch)
+        restored = torch.where(batch.valid_tensor, restored, truth)
+        return scores(piq.multi_scale_ssim(restored, truth, data_range=1.0, reduction="none").reshape(-1).tolist())
+
+
 class HaarPsi(_Fidelity):
     """HaarPSI (Reisenhofer et al. 2018): a perceptual similarity without trained weights, in [0, 1].
 
@@ -126,7 +161,7 @@ class HaarPsi(_Fidelity):
 
     def unavailable(self) -> str | None:
         """Whether piq is absent."""
-        return "needs the Python package piq; install it with: pip install piq" if version("piq") == "absent" else None
+        return _no_piq()
 
     def score(self, batch: ScoringBatch) -> list[Score]:
         """HaarPSI of every picture."""
@@ -139,6 +174,10 @@ class HaarPsi(_Fidelity):
         restored = torch.where(batch.valid_tensor, restored, truth)
         values = piq.haarpsi(restored, truth, reduction="none").reshape(-1).tolist()
         return scores(values, "both pictures are flat, which leaves nothing to weigh")
+
+
+def _no_piq() -> str | None:
+    return "needs the Python package piq; install it with: pip install piq" if version("piq") == "absent" else None
 
 
 def ssim_map(first: Tensor, second: Tensor) -> Tensor:

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from bench.metrics.common import cosines, scores
-from bench.metrics.metric import Metric, Score, ScoringBatch
+from bench.faces.remembered import Remembered, picture_key
+from bench.metrics.common import cosines, mean_reference_cosines, scores
+from bench.metrics.metric import Cost, Metric, Score, ScoringBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
+    from torch import Tensor
 
 NO_FACE = "no face detected"
 _JUDGE_LICENCE = "BSL-1.0 (dlib); CC0-1.0 (weights)"
@@ -23,6 +27,7 @@ _TRUTH_POINTS = "crops by the ground truth's landmarks"
 class _Judged(Metric):
     higher_is_better: ClassVar[bool | None] = True
     licence: ClassVar[str] = _JUDGE_LICENCE
+    cost: ClassVar[Cost] = "medium"
 
     def unavailable(self) -> str | None:
         """Whether dlib or the judge's weights are absent."""
@@ -69,25 +74,9 @@ class IdentityWithReferences(_Judged):
 
     def score(self, batch: ScoringBatch) -> list[Score]:
         """Mean cosine in [-1, 1]."""
-        import numpy as np
-
         from bench.faces import dlib_judge
 
-        if batch.landmarks is None or batch.reference_landmarks is None:
-            return [Score(None, "needs the landmarks of the references")] * len(batch)
-        restored = dlib_judge.embed(batch.restored, batch.landmarks)
-        found = []
-        rows = zip(restored, batch.references, batch.reference_landmarks, strict=True)
-        for embedding, references, points in rows:
-            if not len(references):
-                found.append(Score(None, "no references"))
-                continue
-            if not np.isfinite(points).all():
-                found.append(Score(None, "a reference has no known landmarks"))
-                continue
-            others = dlib_judge.embed(references, list(points))
-            found.append(scores([float(np.mean(cosines(embedding[None], others)))])[0])
-        return found
+        return mean_reference_cosines(batch, dlib_judge.embed)
 
 
 class IdentityDetected(_Judged):
@@ -128,24 +117,10 @@ class IdentityDetected(_Judged):
         return [found.get(index, Score(None, NO_FACE)) for index in range(len(batch))]
 
 
-class IdentitySFace(Metric):
-    """ID by SFace. Not for claims: methods train on it and are conditioned by it."""
-
-    name = "id_sface"
-    title = "ID (SFace, not for claims)"
+class _SFace(Metric):
     higher_is_better: ClassVar[bool | None] = True
     licence = "Apache-2.0"
-    needs = ("truth", "landmarks")
-
-    @property
-    def identity(self) -> str:
-        """Identity string."""
-        from bench.weights import catalogue
-
-        return (
-            f"id_sface@sface(own torch port 1, weights {catalogue.short_hash('sface')} dequantised)"
-            f"@RGB 112 px ArcFace crop, bilinear, {_TRUTH_POINTS}@cosine with the ground truth"
-        )
+    cost: ClassVar[Cost] = "low"
 
     def unavailable(self) -> str | None:
         """Whether SFace's weights or the package that reads them are absent."""
@@ -157,19 +132,82 @@ class IdentitySFace(Metric):
             return 'needs the Python package onnx; install it with: pip install "face-restoration-bench[demo]"'
         return catalogue.missing("sface")
 
+    @property
+    def recogniser(self) -> str:
+        """The recogniser and its preprocessing, for the identity string."""
+        from bench.weights import catalogue
+
+        return (
+            f"sface(own torch port 1, weights {catalogue.short_hash('sface')} dequantised)"
+            "@RGB 112 px ArcFace crop, bilinear"
+        )
+
+
+class IdentitySFace(_SFace):
+    """ID by SFace. Not for claims: methods train on it and are conditioned by it."""
+
+    name = "id_sface"
+    title = "ID (SFace, not for claims)"
+    needs = ("truth", "landmarks")
+
+    @property
+    def identity(self) -> str:
+        """Identity string."""
+        return f"id_sface@{self.recogniser}, {_TRUTH_POINTS}@cosine with the ground truth"
+
     def score(self, batch: ScoringBatch) -> list[Score]:
         """Cosine in [-1, 1]."""
-        import torch
-
         from bench.faces.sface import crop_faces, shared_sface
 
-        _, landmarks = _truth(batch)
-        points = torch.from_numpy(landmarks)
-        network = shared_sface()
-        with torch.inference_mode():
-            restored = network(crop_faces(batch.restored_tensor, points)).double()
-            truth = network(crop_faces(batch.truth_tensor, points)).double()
+        network, points = shared_sface(), _points(batch)
+        restored = network(crop_faces(batch.restored_tensor.cpu(), points)).double()
+        truth = network(crop_faces(batch.truth_tensor.cpu(), points)).double()
         return scores((restored * truth).sum(dim=1).clamp(-1.0, 1.0).tolist())
+
+
+class ReferencesSFace(_SFace):
+    """IPS by SFace, averaged over the references. Not for claims: methods train on it and are conditioned by it."""
+
+    name = "ips_sface"
+    title = "IPS (SFace, not for claims)"
+    needs = ("references", "landmarks")
+
+    @property
+    def identity(self) -> str:
+        """Identity string."""
+        return f"ips_sface@{self.recogniser}, {_TRUTH_POINTS} and the references' own@mean cosine with the references"
+
+    def score(self, batch: ScoringBatch) -> list[Score]:
+        """Mean cosine in [-1, 1]."""
+        return mean_reference_cosines(batch, _sface_embeddings)
+
+
+_reference_embeddings: Remembered[np.ndarray] = Remembered()
+
+
+def _sface_embeddings(pictures: Sequence[np.ndarray] | np.ndarray, points: Sequence[np.ndarray]) -> np.ndarray:
+    """(N, 128) float64 unit vectors; a picture that comes again is embedded once per process."""
+    import numpy as np
+    import torch
+
+    from bench.faces.sface import crop_faces, shared_sface
+
+    found = []
+    for picture, place in zip(pictures, points, strict=True):
+        key = picture_key(picture, np.asarray(place, np.float64))
+        if key not in _reference_embeddings:
+            image = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).unsqueeze(0).float() / 255.0
+            with torch.inference_mode():
+                embedded = shared_sface()(crop_faces(image, torch.from_numpy(np.asarray(place))[None]))
+            _reference_embeddings[key] = embedded[0].double().numpy()
+        found.append(_reference_embeddings[key])
+    return np.stack(found)
+
+
+def _points(batch: ScoringBatch) -> Tensor:
+    import torch
+
+    return torch.from_numpy(_truth(batch)[1])
 
 
 def _truth(batch: ScoringBatch) -> tuple[np.ndarray, np.ndarray]:

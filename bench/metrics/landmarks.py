@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.metrics.common import scores
-from bench.metrics.metric import Metric, Score, ScoringBatch
+from bench.metrics.metric import Cost, Metric, Score, ScoringBatch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,7 @@ FAILURE_SHARE = 0.25
 
 class _Detected(Metric):
     licence: ClassVar[str] = "MIT (YuNet)"
+    cost: ClassVar[Cost] = "medium"
     how: ClassVar[str]
 
     @property

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bench.protocol.probe import PictureMarks
 
 Need = Literal["truth", "references", "landmarks"]
+Cost = Literal["low", "medium", "high"]
 
 
 class Score(NamedTuple):
@@ -37,6 +38,7 @@ class ScoringBatch:
         reference_landmarks: For each picture an (R, 5, 2) array of the references' points, or None.
         valid: (B, H, W) bool, False where the aligned crop reaches beyond the photograph.
         marks: For each picture the marks a probe planted on its photographs, or None.
+        device: Torch device of the tensors below. Each is made and uploaded once, whatever the number of metrics.
     """
 
     image_ids: Sequence[str]
@@ -47,29 +49,70 @@ class ScoringBatch:
     reference_landmarks: Sequence[np.ndarray] | None
     valid: np.ndarray
     marks: Sequence[PictureMarks | None] | None = None
+    device: str = "cpu"
+    _shared: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Number of pictures."""
         return len(self.image_ids)
 
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, computed by the first metric that asks and kept with the batch."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]
+
     @cached_property
     def restored_tensor(self) -> Tensor:
         """`restored` as (B, 3, H, W) float32 in [0, 1]."""
-        return _to_tensor(self.restored)
+        return _to_tensor(self.restored).to(self.device)
 
     @cached_property
     def truth_tensor(self) -> Tensor:
         """`truth` as (B, 3, H, W) float32 in [0, 1]."""
         if self.truth is None:
             raise ValueError("this batch has no ground truth")
-        return _to_tensor(self.truth)
+        return _to_tensor(self.truth).to(self.device)
+
+    @cached_property
+    def restored_inside(self) -> Tensor:
+        """`restored_tensor` with the ground truth's pixels outside `valid`, where no difference shall count."""
+        import torch
+
+        if bool(self.valid.all()):
+            return self.restored_tensor
+        return torch.where(self.valid_tensor, self.restored_tensor, self.truth_tensor)
+
+    @cached_property
+    def restored_double(self) -> Tensor:
+        """`restored_tensor` in float64."""
+        return self.restored_tensor.double()
+
+    @cached_property
+    def truth_double(self) -> Tensor:
+        """`truth_tensor` in float64."""
+        return self.truth_tensor.double()
+
+    @cached_property
+    def restored_luma(self) -> Tensor:
+        """Luma of `restored_double`, (B, 1, H, W)."""
+        from bench.metrics.common import luma
+
+        return luma(self.restored_double)
+
+    @cached_property
+    def truth_luma(self) -> Tensor:
+        """Luma of `truth_double`, (B, 1, H, W)."""
+        from bench.metrics.common import luma
+
+        return luma(self.truth_double)
 
     @cached_property
     def valid_tensor(self) -> Tensor:
         """`valid` as (B, 1, H, W) bool."""
         import torch
 
-        return torch.from_numpy(self.valid).unsqueeze(1)
+        return torch.from_numpy(self.valid).unsqueeze(1).to(self.device)
 
 
 def _to_tensor(pictures: np.ndarray) -> Tensor:
@@ -90,6 +133,8 @@ class Metric:
         higher_is_better: Direction; None where the value is described, not ranked.
         unit: Unit of the value ("dB", "px"), or "" for a bare number.
         licence: Licence of the implementation and of its weights, joined by "; ".
+        cost: What scoring one picture of 512 px takes on one processor core, models loaded and faces detected:
+            "low" under 100 ms, "medium" under 1 s, "high" above.
         needs: What a batch must carry. Where it is missing, the score is null with that reason.
         identity: Everything two numbers must share to be compared: implementation and its version,
             weights (hash), preprocessing, colour space.
@@ -100,6 +145,7 @@ class Metric:
     higher_is_better: ClassVar[bool | None]
     unit: ClassVar[str] = ""
     licence: ClassVar[str]
+    cost: ClassVar[Cost] = "medium"
     needs: ClassVar[tuple[Need, ...]] = ("truth",)
 
     @property
@@ -134,4 +180,7 @@ class Metric:
                 reason = f"needs {' and '.join(names[need] for need in absent)}"
         if reason is not None:
             return [Score(None, reason)] * len(batch)
-        return self.score(batch)
+        import torch
+
+        with torch.inference_mode():
+            return self.score(batch)

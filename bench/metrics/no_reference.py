@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.metrics.common import scores, version
-from bench.metrics.metric import Metric, Score, ScoringBatch
+from bench.metrics.metric import Cost, Metric, Score, ScoringBatch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +28,7 @@ class Niqe(Metric):
     higher_is_better: ClassVar[bool | None] = False
     licence = "PolyForm-Noncommercial-1.0.0 (pyiqa); Apache-2.0 (parameters, BasicSR)"
     needs = ()
+    cost: ClassVar[Cost] = "medium"
 
     @property
     def identity(self) -> str:
@@ -60,13 +61,12 @@ class Niqe(Metric):
         import torch
         from pyiqa.archs.niqe_arch import niqe
 
-        from bench.metrics.common import luma
         from bench.weights import catalogue
 
         with np.load(catalogue.locate("niqe_pris"), allow_pickle=False) as stored:
             mean = torch.from_numpy(stored["mu_pris_param"]).double().reshape(1, -1)
             covariance = torch.from_numpy(stored["cov_pris_param"]).double().unsqueeze(0)
-        pictures = (luma(batch.restored_tensor.double()) * 255.0).round()
+        pictures = (batch.restored_luma.cpu() * 255.0).round()
         found = []
         for picture in pictures:
             try:
@@ -118,7 +118,7 @@ class Brisque(Metric):
         coefficients, vectors, gamma, rho = read_support_vectors(catalogue.locate("brisque_allmodel"))
         with torch.inference_mode():
             values = brisque(
-                batch.restored_tensor.double(),
+                batch.restored_double.cpu(),
                 sv_coef=torch.from_numpy(coefficients),
                 sv=torch.from_numpy(vectors),
                 gamma=gamma,

