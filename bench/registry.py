@@ -68,7 +68,7 @@ def _own_classes(base: type) -> dict[str, Any]:
         module = importlib.import_module(f"bench.metrics.{module_info.name}")
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, base) and "name" in vars(value):
-                found[value.name] = value
+                found[vars(value)["name"]] = value
     return found
 
 

@@ -7,24 +7,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.scores.folders import Pairing
+    from bench.scores.folders import FolderScores
 
 EXAMPLES = """examples:
   bench score --restored OUT --truth ORIGINALS
-  bench score --restored OUT --truth ORIGINALS --references PEOPLE --metrics psnr_y,id -o scores.parquet
+  bench score --restored OUT --truth ORIGINALS --references PEOPLE --metrics psnr,lpips,id -o scores.parquet
+  bench score --restored OUT --metrics niqe,brisque
 
 Pictures pair by their path in the folder, without suffix: OUT/anna/3.png and ORIGINALS/anna/3.jpg. The
-first folder names the person. References: PEOPLE/anna/*.jpg, or a file or folder PEOPLE/anna/3."""
+first folder names the person. References: PEOPLE/anna/*.jpg, or a file or folder PEOPLE/anna/3. Sizes must
+be equal: nothing is resized. Metrics that need no ground truth work without --truth.
+
+Values are kept by the content of the pictures under $BENCH_HOME/scores (at most 2 GB, or $BENCH_CACHE_MB): a
+second call computes only what changed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("--restored", type=Path, required=True, metavar="DIR", help="restored pictures")
-    parser.add_argument("--truth", type=Path, required=True, metavar="DIR", help="their ground truth, equally large")
+    parser.add_argument("--truth", type=Path, metavar="DIR", help="their ground truth, equally large")
     parser.add_argument("--references", type=Path, metavar="DIR", help="references, a folder for each person")
     parser.add_argument("--metrics", metavar="A,B", help="metrics (default: the standard set; see bench ls metrics)")
     parser.add_argument("--label", metavar="NAME", help="name of the method in the table (default: the folder's name)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the score table (Parquet)")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write the score table (Parquet); FID and KID go to set_FILE"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per processor)")
+    parser.add_argument("--no-cache", action="store_true", help="compute everything anew and keep nothing")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
@@ -32,37 +41,68 @@ def run(arguments: argparse.Namespace) -> int:
     """Scores; returns 4 where a picture of the ground truth has no restored picture that can be scored."""
     import json
 
-    from bench.config import read_preset
-    from bench.registry import load_metric
+    from bench.errors import UsageError
+    from bench.registry import metric_classes, set_metric_classes
+    from bench.scores.feature_cache import ScoreCache
     from bench.scores.folders import score_folders
-    from bench.scores.summary import summarise
-    from bench.scores.table import write_table
+    from bench.scores.summary import summarise, summarise_sets
+    from bench.scores.table import SET_SCHEMA, write_table
 
-    if arguments.metrics is None:
-        names = list(read_preset("metrics", "standard")["names"])
-    else:
-        names = list(dict.fromkeys(name.strip() for name in arguments.metrics.split(",") if name.strip()))
-    classes = {name: load_metric(name) for name in names}
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UsageError(f"--workers must be at least 1, got {arguments.workers}.")
+    names = _metric_names(arguments.metrics)
     _pin_threads()
-    table, pairing = score_folders(arguments.restored, arguments.truth, arguments.references, names, arguments.label)
-    if arguments.output:
-        write_table(table, arguments.output)
-    summary = summarise(table, classes)
+    found = score_folders(
+        arguments.restored,
+        arguments.truth,
+        arguments.references,
+        names,
+        arguments.label,
+        ScoreCache(active=not arguments.no_cache),
+        arguments.workers,
+    )
+    outputs = _outputs(arguments.output, found)
+    if "scores" in outputs:
+        write_table(found.table, outputs["scores"])
+    if "set_scores" in outputs:
+        write_table(found.sets, outputs["set_scores"], SET_SCHEMA)
+    classes = metric_classes()
+    summary = summarise(found.table, {name: classes[name] for name in names if name in classes})
+    set_summary = summarise_sets(found.sets, set_metric_classes())
     if arguments.json:
-        content = {
-            "method": table["method"].iloc[0],
-            "method_revision": table["method_revision"].iloc[0],
-            "pairs": len(pairing.pairs),
-            "not_restored": pairing.not_restored,
-            "without_truth": pairing.without_truth,
-            "failed": pairing.failed,
-            "metrics": summary,
-            "scores": str(arguments.output) if arguments.output else None,
-        }
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(json.dumps(_content(found, summary, set_summary, outputs), indent=2, ensure_ascii=False))
     else:
-        _print(arguments, summary, pairing)
-    return 4 if pairing.failed else 0
+        _print(arguments, summary, set_summary, found, outputs)
+    return 4 if found.pairing.failed else 0
+
+
+def _metric_names(given: str | None) -> list[str]:
+    """Names of our metrics, each once; what papers call them is translated and the translation said.
+
+    Raises:
+        UsageError: A name is unknown, or none is given.
+    """
+    import sys
+
+    from bench.config import read_preset
+    from bench.errors import UsageError
+    from bench.registry import resolve_metric, set_metric_classes
+
+    if given is None:
+        preset = read_preset("metrics", "standard")
+        sets = preset.get("sets")
+        return [*preset["names"], *(set_metric_classes() if sets is None else sets)]
+    names = []
+    for word in (word.strip() for word in given.split(",")):
+        if not word:
+            continue
+        name = resolve_metric(word)
+        if name != word:
+            print(f"bench: {word} means {name} here", file=sys.stderr)
+        names.append(name)
+    if not names:
+        raise UsageError("--metrics names no metric. See: bench ls metrics")
+    return list(dict.fromkeys(names))
 
 
 def _pin_threads() -> None:
@@ -73,25 +113,61 @@ def _pin_threads() -> None:
     cv2.setNumThreads(1)
 
 
-def _print(arguments: argparse.Namespace, summary: dict[str, Any], pairing: Pairing) -> None:
+def _outputs(output: Path | None, found: FolderScores) -> dict[str, Path]:
+    if output is None:
+        return {}
+    files = {"scores": output}
+    if len(found.sets):
+        files["set_scores"] = output.with_name(f"set_{output.name}")
+    return files
+
+
+def _content(
+    found: FolderScores, summary: dict[str, Any], set_summary: dict[str, Any], outputs: dict[str, Path]
+) -> dict[str, Any]:
+    pairing = found.pairing
+    return {
+        "method": found.method,
+        "method_revision": found.revision,
+        "pairs": len(pairing.pairs),
+        "not_restored": pairing.not_restored,
+        "without_truth": pairing.without_truth,
+        "failed": pairing.failed,
+        "metrics": summary,
+        "set_metrics": set_summary,
+        "computed": found.computed,
+        "reused": found.reused,
+        "scores": str(outputs["scores"]) if outputs else None,
+    }
+
+
+def _print(
+    arguments: argparse.Namespace,
+    summary: dict[str, Any],
+    set_summary: dict[str, Any],
+    found: FolderScores,
+    outputs: dict[str, Path],
+) -> None:
     import sys
 
     from bench.report.terminal import number, print_table
     from bench.scores.folders import shorten
 
     rows = []
-    for metric in summary.values():
+    for metric in (*summary.values(), *set_summary.values()):
         arrow = {True: " ↑", False: " ↓", None: ""}[metric["higher_is_better"]]
         unit = f" ({metric['unit']})" if metric["unit"] else ""
-        absent = metric["mean"] is None
-        interval = "" if absent else f"[{number(metric['low'])}, {number(metric['high'])}]"
+        value = metric["mean"] if "mean" in metric else metric["value"]
+        interval = "" if metric["low"] is None else f"[{number(metric['low'])}, {number(metric['high'])}]"
+        remark = metric["reason"] or (metric["interval"] if "value" in metric and metric["interval"] else "")
         heading = f"{metric['title']}{unit}{arrow}"
-        rows.append(
-            [heading, number(metric["mean"]), interval, f"{metric['n']}/{metric['of']}", metric["reason"] or ""]
-        )
-    print_table(["metric", "mean", "95 % interval", "scored", "why not"], rows, f"{arguments.restored}, no protocol")
-    if arguments.output:
-        print(f"scores: {arguments.output}")
+        rows.append([heading, number(value), interval, f"{metric['n']}/{metric['of']}", remark.partition("\n")[0]])
+    print_table(["metric", "mean", "95 % interval", "scored", "remark"], rows, f"{arguments.restored}, no protocol")
+    for path in outputs.values():
+        print(f"scores: {path}")
+    if found.reused:
+        print(f"{found.computed} values computed, {found.reused} known from before (--no-cache computes all anew)")
+    pairing = found.pairing
     if pairing.not_restored:
         names = shorten(pairing.not_restored)
         print(f"bench: warning: {len(pairing.not_restored)} not restored: {names}", file=sys.stderr)

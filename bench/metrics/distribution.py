@@ -98,8 +98,8 @@ def build_inception(state: dict[str, Any] | None = None) -> nn.Module:
                 pooled = functional.max_pool2d(features, 3, stride=1, padding=1)
             else:
                 pooled = functional.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=False)
-            branches = self.block._forward(features)
-            return torch.cat([*branches[:-1], self.block.branch_pool(pooled)], dim=1)
+            block: Any = self.block
+            return torch.cat([*block._forward(features)[:-1], block.branch_pool(pooled)], dim=1)
 
     network: nn.Module = Inception3(num_classes=1008, aux_logits=False, transform_input=False, init_weights=False)
     if state is not None:
@@ -405,7 +405,7 @@ def _fid(features: FeatureSet, of: Any) -> SetScore:
         return SetScore(value, interval=f"none; {_bias(count)}")
     rows = [np.flatnonzero(members == person) for person in range(len(people))]
     generator = np.random.default_rng(0)
-    found = []
+    found: list[float] = []
     while len(found) < FID_RESAMPLES:
         drawn = generator.integers(0, len(people), len(people))
         if len(set(drawn)) > 1:
@@ -441,8 +441,8 @@ def read_statistics(path: Path, dimensions: int = 2048) -> tuple[np.ndarray, np.
 
     from bench.errors import UsageError
 
-    reconstruct = np.ndarray.__reduce__(np.zeros(1))[0]
-    scalar = np.float64(0).__reduce__()[0]
+    reconstruct: Any = np.zeros(1).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
     allowed: list[Any] = [np.ndarray, np.dtype, type(np.dtype("float64")), type(np.dtype("float32"))]
     # NumPy 2 moved both: files written with NumPy 1 name the old places.
     for function in (reconstruct, scalar):

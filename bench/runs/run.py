@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from bench.errors import BenchError, IncompleteError, UsageError
 from bench.files import write_json
 from bench.protocol.freeze import committed_path
-from bench.registry import load_metric
+from bench.registry import load_metric, set_metric_classes
 from bench.runs.environment import environment
 from bench.runs.journal import Journal, read_journals
 from bench.runs.pictures import restored_path
@@ -25,9 +25,10 @@ from bench.runs.plan import RunPlan, claim, plan
 from bench.runs.processes import is_first_process, shared_run_dir
 from bench.runs.restore import restore, work_list
 from bench.runs.score import all_records, failed_restorations, score_share
+from bench.runs.sets import make_features, run_sets
 from bench.runs.trainer import trainer_options
-from bench.scores.summary import summarise
-from bench.scores.table import SET_SCHEMA, ScoreRow, empty_set_scores, rows_to_frame, write_table
+from bench.scores.summary import summarise, summarise_sets
+from bench.scores.table import SET_SCHEMA, ScoreRow, rows_to_frame, write_table
 
 
 def run(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -75,6 +76,7 @@ def _stages(current: RunPlan, options: dict[str, Any]) -> dict[str, Any] | None:
         memory.append({"peak_memory_mb": peak_memory_mb(trainer.strategy.root_device)})
     trainer.strategy.barrier("restored")
     score_share(current, trainer.global_rank, trainer.world_size)
+    make_features(current, trainer.global_rank, trainer.world_size)
     trainer.strategy.barrier("scored")
     return record(current, trainer.world_size) if trainer.global_rank == 0 else None
 
@@ -93,7 +95,8 @@ def record(current: RunPlan, world_size: int) -> dict[str, Any]:
             "Run the same command again to finish them."
         )
     write_table(frame, current.run_dir / "scores.parquet")
-    write_table(empty_set_scores(), current.run_dir / "set_scores.parquet", SET_SCHEMA)
+    sets = run_sets(current)
+    write_table(sets, current.run_dir / "set_scores.parquet", SET_SCHEMA)
     method, spec = current.method, current.method.spec
     failed = _failed(current)
     journals = current.run_dir / "journal"
@@ -119,6 +122,7 @@ def record(current: RunPlan, world_size: int) -> dict[str, Any]:
         "metrics": summarise(
             frame, {name: load_metric(name) for name in current.metrics}, of=len(current.protocol.images)
         ),
+        "set_metrics": summarise_sets(sets, set_metric_classes()),
         "seconds_per_image": statistics.median(seconds.values()) if seconds else None,
         "peak_memory_mb": max(peaks) if peaks else None,
         "parameters": sum(parameter.numel() for parameter in method.parameters()),

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bench.metrics.metric import Metric
+    from bench.metrics.set_metric import SetMetric
+    from bench.scores.statistics import Interval
 
 SUMMARY_SCHEMA = 1
 
@@ -30,7 +32,8 @@ def summarise(scores: pd.DataFrame, metrics: dict[str, type[Metric]], of: int | 
     Returns:
         For each metric `identity`, `title`, `unit`, `higher_is_better`, `mean`, `low`, `high`,
         `interval`, `n`, `of`, `identities` and `reason`. A metric without any value has null for
-        mean, bounds and interval, and its most common reason; the values hold no NaN.
+        mean, bounds and interval, and its most common reason; the values hold no NaN. Bounds beyond
+        what a metric can reach (its `limits`, such as 0 and 1 of a rate) are cut off there, and `interval` says so.
 
     Raises:
         UsageError: One metric carries two identities.
@@ -44,6 +47,7 @@ def summarise(scores: pd.DataFrame, metrics: dict[str, type[Metric]], of: int | 
         metric = metrics.get(name)
         means = identity_means(rows)
         interval = mean_interval(means) if len(means) else None
+        low, high, description = _within(interval, getattr(metric, "limits", (None, None)))
         reasons = rows["reason"].dropna()
         summary[name] = {
             "identity": found[name],
@@ -51,13 +55,66 @@ def summarise(scores: pd.DataFrame, metrics: dict[str, type[Metric]], of: int | 
             "unit": metric.unit if metric else "",
             "higher_is_better": metric.higher_is_better if metric else None,
             "mean": interval.mean if interval else None,
-            "low": interval.low if interval else None,
-            "high": interval.high if interval else None,
-            "interval": interval.description if interval else None,
+            "low": low,
+            "high": high,
+            "interval": description,
             "n": int(rows["value"].notna().sum()),
             "of": total,
             "identities": len(means),
             "reason": None if interval else (str(reasons.mode().iloc[0]) if len(reasons) else "not scored"),
+        }
+    return summary
+
+
+def _within(
+    interval: Interval | None, limits: tuple[float | None, float | None]
+) -> tuple[float | None, float | None, str | None]:
+    """Bounds of an interval cut off at the metric's limits, and how it was made.
+
+    Student-t's bounds of a rate near 1 lie beyond 1, where no rate can be.
+    """
+    if interval is None:
+        return None, None, None
+    smallest, largest = limits
+    low, high, description = interval.low, interval.high, interval.description
+    cut = []
+    if low is not None and smallest is not None and low < smallest:
+        low = smallest
+        cut.append(f"lower bound cut off at {smallest:g}")
+    if high is not None and largest is not None and high > largest:
+        high = largest
+        cut.append(f"upper bound cut off at {largest:g}")
+    return low, high, ", ".join([description, *cut])
+
+
+def summarise_sets(scores: pd.DataFrame, metrics: dict[str, type[SetMetric]]) -> dict[str, Any]:
+    """The `set_metrics` part of a summary, from a table of set scores (`bench.scores.table.SET_SCHEMA`).
+
+    Args:
+        scores: Set scores of one run.
+        metrics: Classes by name: titles, units, directions and limits.
+
+    Returns:
+        For each metric `identity`, `title`, `unit`, `higher_is_better`, `value`, `low`, `high`, `interval`
+        (how the bounds were made, or why there are none), `n`, `of`, `shown` (whether boards show it for so
+        many pictures) and `reason`.
+    """
+    import pandas as pd
+
+    summary: dict[str, Any] = {}
+    for row in scores.sort_values("metric").to_dict("records"):
+        metric = metrics.get(row["metric"])
+        known = {key: None if pd.isna(value) else value for key, value in row.items()}
+        summary[row["metric"]] = {
+            "identity": row["metric_id"],
+            "title": metric.title if metric else row["metric"],
+            "unit": metric.unit if metric else "",
+            "higher_is_better": metric.higher_is_better if metric else None,
+            **{key: known[key] for key in ("value", "low", "high", "interval")},
+            "n": int(row["n"]),
+            "of": int(row["of"]),
+            "shown": int(row["of"]) >= metric.smallest if metric else True,
+            "reason": known["reason"],
         }
     return summary
 

@@ -14,10 +14,24 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from bench.cli.main import main
 from bench.image import read_image, write_png
+from bench.scores import feature_cache
 from bench.scores.folders import identity_of, pair_folders, references_of
 from bench.scores.table import read_table
 
 METRICS = "psnr_y,haarpsi,id,ips"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that no other test filled, beside the weights and protocols of the real home."""
+    folder = tmp_path / "cache" / "scores"
+    original = feature_cache.ScoreCache.__init__
+
+    def start(self: feature_cache.ScoreCache, place: Path | None = None, active: bool = True) -> None:
+        original(self, place or folder, active)
+
+    monkeypatch.setattr(feature_cache.ScoreCache, "__init__", start)
+    return folder
 
 
 @pytest.fixture
@@ -157,6 +171,8 @@ def test_revisions_tell_two_outputs_apart(folders: tuple[Path, Path], capsys: py
     restored, truth = folders
     first = _score(capsys, restored, truth, "--metrics", "psnr_y", "--label", "ours")[1]
     again = _score(capsys, restored, truth, "--metrics", "psnr_y", "--label", "ours")[1]
+    assert (again.pop("computed"), again.pop("reused")) == (0, 6)
+    assert (first.pop("computed"), first.pop("reused")) == (6, 0)
     assert first == again
     assert first["method"] == "ours"
     shutil.copy(restored / "s1" / "1.png", restored / "s1" / "2.png")
@@ -173,7 +189,7 @@ def test_mistakes_are_explained(folders: tuple[Path, Path], tmp_path: Path, caps
         ([str(tmp_path / "none"), str(truth)], "--restored", "is not a folder"),
         ([str(restored), str(empty)], "--truth", "holds no pictures"),
         ([str(other), str(truth)], "nobody", "No picture of"),
-        ([str(restored), str(truth), "--metrics", "psnr"], "Did you mean", "psnr_y"),
+        ([str(restored), str(truth), "--metrics", "psmr_y"], "Did you mean", "psnr_y"),
         ([str(restored), str(truth), "--references", str(tmp_path / "none")], "--references", "is not a folder"),
     ]
     for (first, second, *rest), *parts in cases:
