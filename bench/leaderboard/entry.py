@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from bench.errors import UsageError
 from bench.files import write_json
@@ -84,8 +87,34 @@ def entry_from_run(run_dir: Path, reported_by: str | None = None) -> dict[str, A
             **{key: metric.get(key) for key in ("mean", "low", "high", "interval", "n", "of", "identities", "reason")},
             "by_identity": {str(who): {"mean": float(mean), "n": counts[str(who)]} for who, mean in means.items()},
         }
+    if set_metrics := _set_metrics(run_dir, summary):
+        entry["set_metrics"] = set_metrics
     validate(entry, f"entry of {run_dir}")
     return entry
+
+
+def _set_metrics(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """What is scored for the set as a whole (FID, KID), with title and direction from the metric's class."""
+    path = run_dir / "set_scores.parquet"
+    if not path.is_file():
+        return {}
+    import pyarrow.parquet as pq
+
+    from bench import registry
+
+    classes: dict[str, Any] = getattr(registry, "set_metric_classes", dict)()
+    found = {}
+    for row in pq.read_table(path).to_pylist():
+        name, metric = row["metric"], classes.get(row["metric"])
+        found[name] = {
+            "identity": row["metric_id"],
+            "title": getattr(metric, "title", name),
+            "unit": getattr(metric, "unit", ""),
+            "higher_is_better": getattr(metric, "higher_is_better", None),
+            **{key: row[key] for key in ("value", "low", "high", "interval", "n", "of", "reason")},
+            "smallest": getattr(metric, "smallest", 0),
+        }
+    return found
 
 
 def entry_path(entry: dict[str, Any], root: Path) -> Path:
@@ -153,6 +182,14 @@ def board_roots() -> list[Path]:
     return list(dict.fromkeys([leaderboard_root(), resource_root() / "leaderboards"]))
 
 
+@contextlib.contextmanager
+def board_lock(root: Path) -> Iterator[None]:
+    """Held while entries are compared and written, or read and drawn: two processes never interleave."""
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".lock"):
+        yield
+
+
 def add(
     run_dir: Path,
     root: Path,
@@ -176,36 +213,58 @@ def add(
         UsageError: The board's entries have another protocol id, images are missing, or the run's
             folder is not in order.
     """
-    entry = entry_from_run(run_dir, reported_by)
+    return add_entry(entry_from_run(run_dir, reported_by), root, str(run_dir), allow_incomplete, others)
+
+
+def add_entry(
+    entry: dict[str, Any], root: Path, where: str, allow_incomplete: bool = False, others: Sequence[Path] = ()
+) -> Path:
+    """Adds a valid entry to its board, replacing the one of the same method revision and seed.
+
+    Args:
+        entry: The entry.
+        root: Folder of all boards.
+        where: What the entry was made from, for messages.
+        allow_incomplete: Whether an entry without all of the protocol's images may enter.
+        others: Further folders of boards whose entries the new one must be comparable with.
+
+    Raises:
+        UsageError: As for `add`.
+    """
     path = entry_path(entry, root)
     for part in (entry["protocol"], f"{entry['method']}@{entry['revision']}"):
         if not SAFE_NAME.fullmatch(part):
             raise UsageError(
                 f"{part!r} cannot name a leaderboard file: only letters, digits and . _ @ + = - are allowed."
             )
+    if entry["images"] < entry["of"] and not allow_incomplete:
+        raise UsageError(
+            f"{where} has {entry['images']} of the protocol's {entry['of']} images. Finish it with the same "
+            "`bench run` command, or give --allow-incomplete: the board then shows the coverage."
+        )
+    with board_lock(root):
+        _check_comparable(entry, path, root, where, others)
+        write_json(path, entry)
+    return path
+
+
+def _check_comparable(entry: dict[str, Any], path: Path, root: Path, where: str, others: Sequence[Path]) -> None:
     folders = [folder / entry["protocol"] for folder in dict.fromkeys([root, *others])]
     existing = read_entries(*folders) if any(any(folder.glob("*.json")) for folder in folders) else []
     if existing and existing[0]["protocol_id"] != entry["protocol_id"]:
         raise UsageError(
-            f"{run_dir} belongs to protocol id {entry['protocol_id']}, but the board {entry['protocol']!r} holds "
+            f"{where} belongs to protocol id {entry['protocol_id']}, but the board {entry['protocol']!r} holds "
             f"{existing[0]['protocol_id']}. Such rows are never ranked together: run again on the board's protocol."
-        )
-    if entry["images"] < entry["of"] and not allow_incomplete:
-        raise UsageError(
-            f"{run_dir} has {entry['images']} of the protocol's {entry['of']} images. Finish it with `bench run "
-            f"run_dir={run_dir}`, or give --allow-incomplete: the board then shows the coverage."
         )
     for name, metric in entry["metrics"].items():
         for other in existing:
             identity = other["metrics"].get(name, {}).get("identity", metric["identity"])
             if identity != metric["identity"] and entry_path(other, root) != path:
                 raise UsageError(
-                    f"{name} is {metric['identity']!r} in {run_dir} but {identity!r} in the entry of "
+                    f"{name} is {metric['identity']!r} in {where} but {identity!r} in the entry of "
                     f"{other['method']}. "
                     "Two numbers with different identities are never compared: score both with the same version."
                 )
-    write_json(path, entry)
-    return path
 
 
 def same_scores_listed(summary: dict[str, Any], roots: Sequence[Path], tolerance: float = 1e-6) -> bool:

@@ -21,7 +21,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _or_none(check: Check) -> Check:
+def or_none(check: Check) -> Check:
+    """The same check with null allowed."""
     return f"{check[0]} or null", lambda value: value is None or check[1](value)
 
 
@@ -44,14 +45,14 @@ ENTRY: dict[str, Check] = {
     "of": COUNT,
     "identity_images": MAPPING,
     "metrics": MAPPING,
-    "seconds_per_image": _or_none(NUMBER),
-    "peak_memory_mb": _or_none(NUMBER),
-    "parameters": _or_none(COUNT),
+    "seconds_per_image": or_none(NUMBER),
+    "peak_memory_mb": or_none(NUMBER),
+    "parameters": or_none(COUNT),
     "hardware": MAPPING,
     "versions": MAPPING,
-    "code_revision": _or_none(NAME),
-    "licence": _or_none(NAME),
-    "paper": _or_none(NAME),
+    "code_revision": or_none(NAME),
+    "licence": or_none(NAME),
+    "paper": or_none(NAME),
     "reported_by": NAME,
     "created": NAME,
 }
@@ -60,16 +61,38 @@ METRIC: dict[str, Check] = {
     "title": NAME,
     "unit": TEXT,
     "higher_is_better": DIRECTION,
-    "mean": _or_none(NUMBER),
-    "low": _or_none(NUMBER),
-    "high": _or_none(NUMBER),
-    "interval": _or_none(NAME),
+    "mean": or_none(NUMBER),
+    "low": or_none(NUMBER),
+    "high": or_none(NUMBER),
+    "interval": or_none(NAME),
     "n": COUNT,
     "of": COUNT,
     "identities": COUNT,
-    "reason": _or_none(NAME),
+    "reason": or_none(NAME),
     "by_identity": MAPPING,
 }
+SET_METRIC: dict[str, Check] = {
+    "identity": NAME,
+    "title": NAME,
+    "unit": TEXT,
+    "higher_is_better": DIRECTION,
+    "value": or_none(NUMBER),
+    "low": or_none(NUMBER),
+    "high": or_none(NUMBER),
+    "interval": or_none(NAME),
+    "n": COUNT,
+    "of": COUNT,
+    "reason": or_none(NAME),
+    "smallest": COUNT,
+}
+ACCEPTED: dict[str, Check] = {
+    "pictures_sha256": NAME,
+    "recomputed": COUNT,
+    "largest_differences": MAPPING,
+    "not_recomputed": MAPPING,
+}
+# Fields that came later: an entry without them is as valid as it was.
+OPTIONAL: dict[str, Check] = {"set_metrics": MAPPING, "accepted": MAPPING}
 PERSON: dict[str, Check] = {"mean": NUMBER, "n": COUNT}
 
 
@@ -79,29 +102,45 @@ def validate(entry: Any, where: str) -> None:
     Raises:
         UsageError: The first thing that is wrong, with the file and the field.
     """
-    _check_fields(entry, ENTRY, where, "")
+    check_fields(entry, ENTRY, where, "", OPTIONAL)
     for person, count in entry["identity_images"].items():
         if not _is_count(count) or count == 0:
             raise UsageError(f"{where}: identity_images.{person} must be a whole number above 0, got {count!r}.")
     for name, metric in entry["metrics"].items():
         field = f"metrics.{name}"
-        _check_fields(metric, METRIC, where, f"{field}.")
+        check_fields(metric, METRIC, where, f"{field}.")
         for person, cell in metric["by_identity"].items():
-            _check_fields(cell, PERSON, where, f"{field}.by_identity.{person}.")
+            check_fields(cell, PERSON, where, f"{field}.by_identity.{person}.")
             if not 0 < cell["n"] <= entry["identity_images"].get(person, 0):
                 raise UsageError(f"{where}: {field}.by_identity.{person}.n must lie between 1 and its images.")
         _check_sums(metric, where, field)
+    for name, metric in entry.get("set_metrics", {}).items():
+        check_fields(metric, SET_METRIC, where, f"set_metrics.{name}.")
+        if (metric["value"] is None) != bool(metric["reason"]):
+            raise UsageError(f"{where}: set_metrics.{name} must have either a value or a reason.")
+    if "accepted" in entry:
+        check_fields(entry["accepted"], ACCEPTED, where, "accepted.")
 
 
-def _check_fields(value: Any, checks: dict[str, Check], where: str, prefix: str) -> None:
+def check_fields(
+    value: Any, checks: dict[str, Check], where: str, prefix: str, optional: dict[str, Check] | None = None
+) -> None:
+    """Checks that an object has exactly the fields of `checks`, and of `optional` any.
+
+    Raises:
+        UsageError: A field lacks, is unknown, or has a wrong value.
+    """
     if not isinstance(value, dict):
         raise UsageError(f"{where}: {prefix.rstrip('.') or 'the entry'} must be an object, got {value!r:.80}.")
-    missing, unknown = [k for k in checks if k not in value], [k for k in value if k not in checks]
+    missing, unknown = (
+        [k for k in checks if k not in value],
+        [k for k in value if k not in checks and k not in (optional or {})],
+    )
     if missing or unknown:
         found = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
         raise UsageError(f"{where}: {prefix.rstrip('.') or 'the entry'} {' and '.join(found)}.")
-    for key, (expected, check) in checks.items():
-        if not check(value[key]):
+    for key, (expected, check) in {**checks, **(optional or {})}.items():
+        if key in value and not check(value[key]):
             raise UsageError(f"{where}: {prefix}{key} must be {expected}, got {value[key]!r:.80}.")
 
 

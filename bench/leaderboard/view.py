@@ -1,0 +1,263 @@
+"""A board as every output format draws it: cells, footnotes and the published rows beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.leaderboard.papers import published_on
+from bench.leaderboard.published import PublishedPaper, PublishedRow, citation_keys
+from bench.leaderboard.ranking import COPY, INPUT, Board, Column, build_board
+from bench.report.terminal import number
+
+FID_SMALLEST = 2048
+BESIDE = ("id", "ips")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one row.
+
+    Attributes:
+        value: Mean, or None.
+        text: The mean as text, or why there is none.
+        interval: Bounds such as "[23.4, 25.7]", or "".
+        coverage: "54/60" where not every image is scored, else "".
+        mark: "best", "second", or "".
+        group: Letters of its tie group, "≈" or "?", or "".
+    """
+
+    value: float | None
+    text: str
+    interval: str = ""
+    coverage: str = ""
+    mark: Literal["best", "second", ""] = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured row.
+
+    Attributes:
+        entry: The entry behind it.
+        name: `method@revision`, with the seed unless it is 0.
+        comparison: Whether it is there for comparison only (`input`, `copy_reference`).
+        cells: One for each column.
+        costs: Seconds per image, peak memory in MB, parameters in millions.
+        keys: Citation keys.
+    """
+
+    entry: dict[str, Any]
+    name: str
+    comparison: bool
+    cells: list[Cell]
+    costs: list[Cell]
+    keys: list[str]
+
+
+@dataclass(frozen=True)
+class View:
+    """A board, ready to be drawn.
+
+    Attributes:
+        board: What is drawn.
+        columns: Its columns, IPS next to ID, then those of whole sets (KID).
+        rows: Its rows in order.
+        notes: For each column the numbers of its footnotes.
+        footnotes: Their texts, numbered from 1.
+        published: For each paper the published rows of the same data and degradation.
+    """
+
+    board: Board
+    columns: list[Column]
+    rows: list[Row]
+    notes: dict[str, list[int]] = field(default_factory=dict)
+    footnotes: list[str] = field(default_factory=list)
+    published: list[tuple[PublishedPaper, list[PublishedRow]]] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """Images of the protocol."""
+        return int(self.board.entries[0]["of"])
+
+    @property
+    def people(self) -> int:
+        """Identities of the protocol."""
+        return len(self.board.entries[0]["identity_images"])
+
+    @property
+    def absent_rows(self) -> list[str]:
+        """Comparison rows nobody has measured yet."""
+        return [name for name in (COPY, INPUT) if all(entry["method"] != name for entry in self.board.entries)]
+
+
+COST_HEADINGS = ["s / image ↓", "peak MB ↓", "parameters (M)"]
+
+
+def view(entries: list[dict[str, Any]]) -> View:
+    """Everything that is drawn of a board.
+
+    Args:
+        entries: Entries of one protocol id, as `read_entries` gives them.
+    """
+    board = build_board(entries)
+    columns = _beside_id(board.columns)
+    second = {column.name: _second(board, column) for column in columns}
+    set_columns, withheld = _set_columns(board)
+    rows = []
+    for index, entry in enumerate(board.entries):
+        cells = [_cell(board, index, column, second[column.name]) for column in columns]
+        cells += [_set_cell(entry, column) for column in set_columns]
+        seed = f", seed {entry['seed']}" if entry["seed"] else ""
+        rows.append(
+            Row(
+                entry,
+                f"{entry['method']}@{entry['revision'][:12]}{seed}",
+                entry["method"] in (COPY, INPUT),
+                cells,
+                _costs(entry),
+                citation_keys(entry["method"]),
+            )
+        )
+    notes, footnotes = _footnotes(columns, set_columns, withheld, board)
+    return View(board, columns + set_columns, rows, notes, footnotes, published_on(board.protocol))
+
+
+def _beside_id(columns: list[Column]) -> list[Column]:
+    """IPS directly after ID: alone it rewards copying."""
+    by_name = {column.name: column for column in columns}
+    if not all(name in by_name for name in BESIDE):
+        return columns
+    rest = [column for column in columns if column.name != "ips"]
+    place = rest.index(by_name["id"]) + 1
+    return [*rest[:place], by_name["ips"], *rest[place:]]
+
+
+def _second(board: Board, column: Column) -> set[int]:
+    """Rows with the second-best mean; `copy_reference` is never ranked."""
+    if column.higher_is_better is None:
+        return set()
+    sign = 1 if column.higher_is_better else -1
+    means = {
+        index: sign * metric["mean"]
+        for index, entry in enumerate(board.entries)
+        if entry["method"] != COPY
+        and (metric := entry["metrics"].get(column.name))
+        and metric["mean"] is not None
+        and metric["identity"] == column.identity
+    }
+    levels = sorted(set(means.values()), reverse=True)
+    return {index for index, mean in means.items() if len(levels) > 1 and mean == levels[1]}
+
+
+def _cell(board: Board, index: int, column: Column, second: set[int]) -> Cell:
+    metric = board.entries[index]["metrics"].get(column.name)
+    if metric is None:
+        return Cell(None, "not scored")
+    if metric["mean"] is None:
+        return Cell(None, f"n/a ({metric['reason']})")
+    if metric["identity"] != column.identity:
+        return Cell(None, "n/a (other metric identity)")
+    mark = board.marks.get((index, column.name))
+    return Cell(
+        value=metric["mean"],
+        text=number(metric["mean"]),
+        interval="" if metric["low"] is None else f"[{number(metric['low'])}, {number(metric['high'])}]",
+        coverage="" if metric["n"] == metric["of"] else f"{metric['n']}/{metric['of']}",
+        mark="best" if mark == "best" else "second" if index in second else "",
+        group={"tied": "≈", "untested": "?"}.get(mark or "", ""),
+    )
+
+
+def _set_columns(board: Board) -> tuple[list[Column], list[Column]]:
+    """Columns of set metrics, and those withheld because the set is too small for them."""
+    shown: dict[str, Column] = {}
+    withheld: dict[str, Column] = {}
+    for entry in board.entries:
+        for name, metric in entry.get("set_metrics", {}).items():
+            column = Column(
+                name, metric["title"], metric["unit"], metric["higher_is_better"], metric["identity"], metric["reason"]
+            )
+            if entry["of"] < metric["smallest"] or (name.startswith("fid") and entry["of"] < FID_SMALLEST):
+                withheld.setdefault(name, column)
+            elif metric["value"] is not None:
+                shown.setdefault(name, column)
+    return list(shown.values()), list(withheld.values())
+
+
+def _set_cell(entry: dict[str, Any], column: Column) -> Cell:
+    metric = entry.get("set_metrics", {}).get(column.name)
+    if metric is None:
+        return Cell(None, "not scored")
+    if metric["value"] is None:
+        return Cell(None, f"n/a ({metric['reason']})")
+    if metric["identity"] != column.identity:
+        return Cell(None, "n/a (other metric identity)")
+    return Cell(
+        value=metric["value"],
+        text=number(metric["value"]),
+        interval="" if metric["low"] is None else f"[{number(metric['low'])}, {number(metric['high'])}]",
+        coverage="" if metric["n"] == metric["of"] else f"{metric['n']}/{metric['of']}",
+    )
+
+
+def _costs(entry: dict[str, Any]) -> list[Cell]:
+    seconds, memory, parameters = entry["seconds_per_image"], entry["peak_memory_mb"], entry["parameters"]
+    millions = None if parameters is None else parameters / 1e6
+    return [
+        Cell(seconds, number(seconds, 3)),
+        Cell(memory, "n/a" if memory is None else f"{memory:.0f}"),
+        Cell(millions, number(millions, 3)),
+    ]
+
+
+@cache
+def _noise_check() -> dict[str, Any]:
+    """Which no-reference metrics noise betters, as measured; empty where it was not measured."""
+    path = Path(__file__).resolve().parent.parent / "metrics" / "noise_check.json"
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return found
+
+
+def _footnotes(
+    columns: list[Column], set_columns: list[Column], withheld: list[Column], board: Board
+) -> tuple[dict[str, list[int]], list[str]]:
+    notes: dict[str, list[int]] = {}
+    texts: list[str] = []
+
+    def add(name: str, text: str) -> None:
+        if text not in texts:
+            texts.append(text)
+        notes.setdefault(name, []).append(texts.index(text) + 1)
+
+    for column in columns:
+        if column.name.startswith("ips"):
+            beside = "" if any(other.name == "id" for other in columns) else " ID was not scored on this board."
+            add(
+                column.name,
+                f"IPS says how near a row is to the reference, not to the person's photograph: read it beside ID and "
+                f"the row `{COPY}`, which shows what copying scores.{beside}",
+            )
+        if said := noise_note(column.name):
+            add(column.name, said)
+    for column in withheld:
+        add(
+            column.name,
+            f"{column.title} is not shown: its bias outweighs differences between methods under {FID_SMALLEST:,} "
+            f"images, this board has {board.entries[0]['of']:,}. KID stands in its place.",
+        )
+    for column in set_columns:
+        add(column.name, f"{column.title} is one number for the whole set; no paired test exists, so it is not ranked.")
+    return notes, texts
+
+
+def noise_note(metric: str) -> str | None:
+    """What a board says of a no-reference metric that noise betters, or None."""
+    found = _noise_check().get("metrics", _noise_check()).get(metric)
+    if not isinstance(found, dict) or not found.get("bettered"):
+        return None
+    return f"Adding noise to the input betters this metric ({found.get('text', 'measured')}): it is no evidence alone."
