@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
 from bench.cli.main import main
 from bench.image import read_image, write_png
+from bench.metrics.metric import Metric
 from bench.scores import feature_cache
 from bench.scores.folders import identity_of, pair_folders, references_of
-from bench.scores.table import read_table
+from bench.scores.summary import summarise
+from bench.scores.table import ScoreRow, read_table, rows_to_frame
 
 METRICS = "psnr_y,haarpsi,id,ips"
 
@@ -196,3 +199,60 @@ def test_mistakes_are_explained(folders: tuple[Path, Path], tmp_path: Path, caps
         assert main(["score", "--restored", first, "--truth", second, *rest]) == 2
         message = capsys.readouterr().err
         assert all(part in message for part in parts)
+
+
+def test_without_a_ground_truth(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    restored, _ = folders
+    capsys.readouterr()
+    assert main(["score", "--restored", str(restored), "--metrics", "detected,psnr,kid_gt", "--json"]) == 0
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out)
+    assert "psnr means psnr_rgb here" in printed.err
+    assert (summary["pairs"], summary["failed"]) == (6, {})
+    assert summary["metrics"]["detected"]["n"] == 6
+    assert summary["metrics"]["psnr_rgb"]["mean"] is None
+    assert "ground truth" in summary["metrics"]["psnr_rgb"]["reason"]
+    assert summary["set_metrics"]["kid_gt"]["value"] is None
+    assert summary["set_metrics"]["kid_gt"]["reason"]
+
+
+def test_set_metrics_have_their_own_table(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    restored, truth = folders
+    output = tmp_path / "table.parquet"
+    words = ["--restored", str(restored), "--truth", str(truth), "--metrics", "fid,kid,psnr_y", "-o", str(output)]
+    assert main(["score", *words]) == 0
+    sets = pd.read_parquet(tmp_path / "set_table.parquet")
+    assert list(sets["metric"]) == ["fid_gt", "kid_gt"]
+    assert list(sets["of"]) == [6, 6]
+    for value, reason in zip(sets["value"], sets["reason"], strict=True):
+        assert np.isnan(value) == (reason is not None)
+    assert set(read_table(output)["metric"]) == {"psnr_y"}
+    assert "fid means fid_gt here" in capsys.readouterr().err
+
+
+def test_the_cache_can_be_left_out(
+    folders: tuple[Path, Path], own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    restored, truth = folders
+    assert _score(capsys, restored, truth, "--metrics", "psnr_y", "--no-cache")[1]["computed"] == 6
+    assert not own_cache.exists()
+    assert _score(capsys, restored, truth, "--metrics", "psnr_y")[1]["computed"] == 6
+    assert _score(capsys, restored, truth, "--metrics", "psnr_y")[1]["computed"] == 0
+    assert _score(capsys, restored, truth, "--metrics", "psnr_y", "--no-cache")[1]["computed"] == 6
+
+
+def test_intervals_stay_within_what_a_metric_can_reach() -> None:
+    metric = type("Rate", (Metric,), {"name": "rate", "title": "Rate", "higher_is_better": True, "limits": (0, 1)})
+    rows = [
+        ScoreRow("", "m", "r", 0, f"i{number}", f"p{number}", "rate", "rate@1", float(number > 0), None)
+        for number in range(8)
+    ]
+    entry = summarise(rows_to_frame(rows), {"rate": metric})["rate"]
+    assert entry["mean"] == pytest.approx(7 / 8)
+    assert entry["high"] == 1
+    assert entry["interval"].endswith("upper bound cut off at 1")
+    free = summarise(rows_to_frame(rows), {})["rate"]
+    assert free["high"] > 1
+    assert free["low"] == entry["low"]
