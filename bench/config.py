@@ -188,6 +188,13 @@ def _check_values(settings: dict[str, Any]) -> None:
     for key, (value, smallest) in least.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < smallest):
             raise UsageError(f"{key} must be a whole number of at least {smallest}, got {value!r}.")
+    if not isinstance(data["name"], str) or not re.fullmatch(r"\w[\w.+-]*", data["name"]):
+        raise UsageError(f"data.name must be letters, digits, dots, plus, minus and underscores, got {data['name']!r}.")
+    for key in ("selection", "protocol", "probe"):
+        if not isinstance(data.get(key), dict | None):
+            raise UsageError(f"data.{key} must be a mapping, such as {{rule: ...}}, got {data[key]!r}.")
+    if not isinstance(data.get("degradation"), str | None):
+        raise UsageError(f"data.degradation must be the name of a preset or null, got {data['degradation']!r}.")
     for key, value in (("seed", settings["seed"]), ("data.seed", data["seed"])):
         if isinstance(value, bool) or not isinstance(value, int):
             raise UsageError(f"{key} must be a whole number, got {value!r}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -16,6 +17,7 @@ VERBS = {
     "train": "train a method",
     "score": "score pictures of any program against their ground truth",
     "compare": "paired comparison of two runs",
+    "gate": "hold runs against what was measured before",
     "report": "write the HTML report of one or several runs",
     "leaderboard": "show, add to and render leaderboards",
     "degrade": "degrade a folder of pictures",
@@ -24,6 +26,18 @@ VERBS = {
     "perf": "measure latency, throughput and memory of a method, or the speed of degradations",
     "ls": "list methods, data sets, metrics, degradations and weights",
     "sync": "upload finished runs that MLflow has not got yet",
+}
+FILE_ERRORS = {
+    errno.ENOSPC: "Free some space; the same command goes on where this one stopped.",
+    errno.EDQUOT: "Free some space; the same command goes on where this one stopped.",
+    errno.EFBIG: "The file size limit is reached; raise it (ulimit -f). The same command goes on.",
+    errno.EACCES: "Mend the permissions, or give another path.",
+    errno.EPERM: "Mend the permissions, or give another path.",
+    errno.EROFS: "Give a path that can be written to.",
+    errno.ENOTDIR: "A part of this path is a file, not a folder. Give another path.",
+    errno.EISDIR: "This is a folder where a file belongs. Give another path.",
+    errno.EEXIST: "This is a file where a folder belongs. Give another path.",
+    errno.ENAMETOOLONG: "Give a shorter path.",
 }
 EPILOG = """examples:
   bench run method=refine data=orl_heavy
@@ -83,6 +97,15 @@ def _plain(parser: argparse.ArgumentParser) -> bool:
     return not any(isinstance(action, argparse._SubParsersAction) for action in parser._actions)
 
 
+def _explained(error: OSError) -> int:
+    """One line for what the operating system refused; what is whole so far stays, the same command goes on."""
+    if error.errno not in FILE_ERRORS:
+        raise error
+    where = f"{error.filename}: " if error.filename else ""
+    print(f"bench: {where}{error.strerror}. {FILE_ERRORS[error.errno]}", file=sys.stderr)
+    return UsageError.exit_code
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
     words = list(sys.argv[1:] if words is None else words)
@@ -97,6 +120,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _explained(error)
     except KeyboardInterrupt:
         print("bench: stopped. The same command goes on where this one stopped.", file=sys.stderr)
         return 130

@@ -110,7 +110,12 @@ class TrainingPairs(IterableDataset[FaceBatch]):
             ]
         self.people = {name: own for name, own in self.people.items() if len(own) > settings.references}
         if not self.people:
-            raise MissingError(f"{self.root} has no {split} identity with {settings.references + 1} photographs.")
+            rule = card.splits.get("rule", "listed")
+            raise MissingError(
+                f"{self.root} has no {split} identity with {settings.references + 1} photographs (splits of "
+                f"{card.name}: {rule}; {len(chosen)} identities to train on). Methods that need references learn from "
+                "several photographs of a person."
+            )
         self.photos = [photo for own in self.people.values() for photo in own]
         self.pipeline = _pipeline(data, self.size)
         self.pool = TrainingPairPool(settings.pool, settings.batch_size, settings.seed)

@@ -16,6 +16,7 @@ from bench.paths import bench_home, resource_root
 from bench.protocol.alignment import transform_points
 from bench.protocol.card import DatasetCard
 from bench.protocol.protocol import ProtocolMismatchError, ProtocolPhoto
+from bench.weights.catalogue import short_hash
 
 # A protocol must be the same whether it was just frozen or read back from its file.
 POINT_DECIMALS = 3
@@ -77,10 +78,13 @@ class PhotoAligner:
         scale = self.size / height
         matrix = np.array([[scale, 0.0, (scale - 1) / 2], [0.0, scale, (scale - 1) / 2]])
         found = facts["points"] if landmarks is None else landmarks
-        if not points or found is None:
+        if not points:
             return ProtocolPhoto(relative, digest, matrix, None)
-        placed = transform_points(np.asarray(found, dtype=np.float64), matrix)
-        return ProtocolPhoto(relative, digest, matrix, np.round(placed, POINT_DECIMALS))
+        origin = f"yunet {short_hash('yunet')}" if landmarks is None else f"landmarks {sha256_file(_beside(path))}"
+        if found is None:
+            return ProtocolPhoto(relative, digest, matrix, None, points_from=origin)
+        placed = np.round(transform_points(np.asarray(found, dtype=np.float64), matrix), POINT_DECIMALS)
+        return ProtocolPhoto(relative, digest, matrix, placed, points_from=origin)
 
     def align_if_readable(self, relative: str, points: bool = True) -> ProtocolPhoto | None:
         """`align`, or None for a file that cannot be decoded, which is named on standard error."""
@@ -91,17 +95,21 @@ class PhotoAligner:
             return None
 
 
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".txt")
+
+
 def _landmark_file(path: Path) -> np.ndarray | None:
     """Five points from the 68 of a file beside the picture (`0.png.txt`), or None."""
-    beside = path.with_name(path.name + ".txt")
+    beside = _beside(path)
     if not beside.is_file():
         return None
     try:
-        points = np.loadtxt(beside, dtype=np.float64).reshape(-1, 2)
-    except ValueError:
-        return None
-    if points.shape != (68, 2):
-        return None
+        points = np.loadtxt(beside, dtype=np.float64, ndmin=2)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{beside} is no landmark file: {error}. Mend it or take it away.") from error
+    if points.shape != (68, 2) or not np.isfinite(points).all():
+        raise UsageError(f"{beside} must hold 68 lines of x and y. Mend it or take it away.")
     return np.stack([points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]])
 
 

@@ -142,6 +142,7 @@ def how_to_get(card: DatasetCard) -> str:
     )
 
 
-def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts s2 before s10."""
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", text) if part]
+def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key that puts s2 before s10, and orders names of equal numbers (1, 01) by their letters."""
+    parts = [part for part in re.split(r"([0-9]+)", text) if part]
+    return [(1, int(part), "") if part.isdecimal() and part.isascii() else (0, 0, part) for part in parts], text

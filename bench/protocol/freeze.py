@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.errors import MissingError
+from bench.errors import MissingError, UsageError
 from bench.files import sha256_bytes, write_json
 from bench.paths import bench_home, resource_root
+from bench.progress import counted
 from bench.protocol.card import data_root, load_card
 from bench.protocol.pictures import ProtocolPictures
 from bench.protocol.protocol import DataSettings, Protocol, ProtocolMismatchError, protocol_id
@@ -24,9 +25,10 @@ def freeze(settings: DataSettings) -> Protocol:
     """Freezes a protocol: plans it, makes every picture once, and records the hashes of the pixels."""
     root = data_root(load_card(settings.card), settings.root)
     protocol = _unfrozen(settings, root)
+    require_images(protocol)
     pictures = ProtocolPictures(protocol, root)
     images = []
-    for image in protocol.images:
+    for image in counted(protocol.images, "frozen"):
         truth = None if image.source is None else pictures.truth(image)
         lq = pictures.lq(image, truth)
         images.append(
@@ -41,6 +43,8 @@ def freeze(settings: DataSettings) -> Protocol:
 
 def _unfrozen(settings: DataSettings, root: Path) -> Protocol:
     images = plan_images(settings, root)
+    if len({image.image_id for image in images}) < len(images):
+        raise UsageError(f"Two pictures of {root} would have one name. Rename the files.")
     pipeline = settings.pipeline()
     degradation = None if pipeline is None else pipeline.specification()
     planted = settings.probe_settings()

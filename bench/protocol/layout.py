@@ -6,14 +6,16 @@ A card names its layout; a new data set in one of these needs no code:
 - `flat`: photographs in one folder or any depth of folders; who is shown is said by the file's name,
   by a list, or by nobody (then everyone is alone).
 - `paired`: `gt/<name>`, `lq/<name>` and `reference/<name>` or `reference/<name>/<photograph>`; either
-  of `gt` and `lq` may be absent.
+  of `gt` and `lq` may be absent. In `gt/<person>/<name>` the folder says who is shown, and
+  `reference/<person>/<photograph>` belongs to all pictures of the person.
 - `auto`: the first of these that fits: `paired` where one of its folders is there, `identity_folders`
-  where all pictures lie in folders of one level, otherwise `flat`.
+  where most pictures lie in folders of one level, otherwise `flat`.
 """
 
 from __future__ import annotations
 
 import csv
+import os
 import re
 import sys
 from collections import Counter
@@ -57,8 +59,9 @@ def layout_of(card: DatasetCard, root: Path) -> str:
         return card.layout
     if any((root / name).is_dir() for name in _paired_folders(card).values()):
         return "paired"
-    depths = {path.count("/") for path in _pictures(root)}
-    return "identity_folders" if depths == {1} else "flat"
+    # A stray picture beside the people's folders changes nothing.
+    depths = Counter(path.count("/") for path in _pictures(root))
+    return "identity_folders" if depths[1] > depths.total() - depths[1] else "flat"
 
 
 def list_photos(card: DatasetCard, root: Path) -> list[Photo]:
@@ -99,29 +102,54 @@ def _expected(card: DatasetCard, layout: str) -> str:
 
 
 def _pictures(folder: Path) -> list[str]:
-    """Paths of all pictures below a folder, relative to it, in natural order."""
+    """Paths of all pictures below a folder, relative to it, in natural order; linked folders are followed.
+
+    Raises:
+        UsageError: A folder cannot be read, or a name is not valid UTF-8.
+    """
     from bench.image import is_picture
 
-    found = [
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if is_picture(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    return sorted(found, key=lambda path: (natural_key(path), path))
+    def unreadable(error: OSError) -> None:
+        raise UsageError(f"Cannot read the folder {error.filename}: {error.strerror}. Mend its permissions.")
+
+    found, visited = [], set()
+    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in visited else [name for name in folders if not name.startswith(".")]
+        if real in visited:
+            continue
+        visited.add(real)
+        for name in names:
+            path = Path(place) / name
+            if not name.startswith(".") and is_picture(path):
+                found.append(_sane(path.relative_to(folder).as_posix(), folder))
+    return sorted(found, key=natural_key)
+
+
+def _sane(path: str, folder: Path) -> str:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(f"{folder} holds a file whose name is not valid UTF-8: {path!r}. Rename it.") from None
+    return path
 
 
 def _identity_folders(card: DatasetCard, root: Path) -> list[Photo]:
     from bench.image import is_picture
 
-    identity_pattern, photo_pattern = re.compile(card.identity_pattern), re.compile(card.photo_pattern)
-    folders = [path for path in root.iterdir() if path.is_dir() and identity_pattern.fullmatch(path.name)]
+    identity_pattern, photo_pattern = re.compile(card.identity_pattern, re.DOTALL), re.compile(card.photo_pattern)
+    try:
+        folders = [path for path in root.iterdir() if path.is_dir() and identity_pattern.fullmatch(path.name)]
+        inside = {folder: [own.name for own in folder.iterdir() if is_picture(own)] for folder in folders}
+    except OSError as error:
+        raise UsageError(f"Cannot read the folder {error.filename}: {error.strerror}. Mend its permissions.") from error
     real_lq = card.contents == "lq"
     return [
         Photo(folder.name, path, lq=path if real_lq else None, has_truth=not real_lq)
         for folder in sorted(folders, key=lambda path: natural_key(path.name))
-        for name in sorted((own.name for own in folder.iterdir() if is_picture(own)), key=natural_key)
+        for name in sorted(inside[folder], key=natural_key)
         if photo_pattern.fullmatch(name)
-        for path in [f"{folder.name}/{name}"]
+        for path in [_sane(f"{folder.name}/{name}", root)]
     ]
 
 
@@ -163,9 +191,11 @@ def _identities(card: DatasetCard, root: Path, paths: Iterable[str]) -> dict[str
 
 def unique_names(paths: Iterable[str]) -> dict[str, str]:
     """Each path without its suffix; with it where two would become one."""
-    stems = {path: PurePosixPath(path).with_suffix("").as_posix() for path in paths}
-    uses = Counter(stems.values())
-    return {path: stem if uses[stem] == 1 else path for path, stem in stems.items()}
+    names = {path: PurePosixPath(path).with_suffix("").as_posix() for path in paths}
+    while len(set(names.values())) < len(names):
+        uses = Counter(names.values())
+        names = {path: name if uses[name] == 1 else path for path, name in names.items()}
+    return names
 
 
 def _paired_folders(card: DatasetCard) -> dict[str, str]:
@@ -196,7 +226,7 @@ def _paired(card: DatasetCard, root: Path) -> list[Photo]:
     paths = {name: path for name, path in paths.items() if pattern.fullmatch(PurePosixPath(path).name)}
     people = dict(zip(paths, _identities(card, root, paths.values()).values(), strict=True))
     if card.identities_from is None:
-        people = {name: name for name in paths}
+        people = {name: name.partition("/")[0] for name in paths}
     beside = _references_beside(root / folders["reference"], folders["reference"]) if "reference" in folders else {}
     return [
         Photo(
@@ -237,6 +267,10 @@ def _reference_list(card: DatasetCard, root: Path) -> dict[str, tuple[str, ...]]
         except KeyError as error:
             raise UsageError(f"{source} has no column {error}; its columns are {', '.join(row)}.") from error
         names = [part for part in re.split(r"[\[\]'\";|,\s]+", cell or "") if part]
+        if outside := [
+            name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+        ]:
+            raise UsageError(f"{source} names a file outside of the data set: {outside[0]!r}. Take that line out.")
         given.setdefault(image, []).extend(_existing(root, PurePosixPath(image), name, card) for name in names)
     return {image: tuple(dict.fromkeys(names)) for image, names in given.items()}
 

@@ -35,6 +35,8 @@ class ProtocolPhoto:
         matrix: (2, 3) photograph to crop.
         points: (5, 2) points in the crop, pixels; None where no face was found.
         marks: Marks that a probe paints on the crop.
+        points_from: Where the points come from: the landmark file and its hash, or the detector; None
+            where they are committed with the alignment.
     """
 
     path: str
@@ -42,23 +44,27 @@ class ProtocolPhoto:
     matrix: np.ndarray
     points: np.ndarray | None
     marks: tuple[Mark, ...] = ()
+    points_from: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The photograph as built-in types."""
-        record = {
+        record: dict[str, Any] = {
             "path": self.path,
             "sha256": self.sha256,
             "matrix": self.matrix.tolist(),
             "points": None if self.points is None else self.points.tolist(),
         }
-        return {**record, "marks": [mark._asdict() for mark in self.marks]} if self.marks else record
+        if self.marks:
+            record["marks"] = [mark._asdict() for mark in self.marks]
+        return record if self.points_from is None else {**record, "points_from": self.points_from}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> ProtocolPhoto:
         """Reads what `as_dict` wrote."""
         points = None if record["points"] is None else np.asarray(record["points"], dtype=np.float64)
         marks = tuple(Mark(**mark) for mark in record.get("marks", ()))
-        return cls(record["path"], record["sha256"], np.asarray(record["matrix"], dtype=np.float64), points, marks)
+        matrix = np.asarray(record["matrix"], dtype=np.float64)
+        return cls(record["path"], record["sha256"], matrix, points, marks, record.get("points_from"))
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,10 @@ def protocol_id(
         if record is None:
             return None
         own = [record.sha256, record.matrix.tolist()]
-        return [*own, [list(mark) for mark in record.marks]] if record.marks else own
+        if record.marks:
+            own.append([list(mark) for mark in record.marks])
+        # Points decide what is measured; their last digits differ between machines, where they come from does not.
+        return own if record.points_from is None else [*own, record.points_from]
 
     def row(image: ProtocolImage) -> list[Any]:
         own = [image.image_id, image.identity, photo(image.source), [photo(one) for one in image.references]]
@@ -216,7 +225,8 @@ class DataSettings:
         split: Which identities.
         size: Side of the pictures in pixels.
         seed: Declared seed of the degradation.
-        references: References per identity; where the data set fixes them, at most so many of those.
+        references: References per identity; where the data set fixes them, at most so many of those. None
+            for all that the data set fixes.
         targets: Pictures to restore per identity; None for all that are left.
         root: Folder of the data set, where it is not in its usual place.
         identities: How many identities, the first in hashed order; None for all.
@@ -233,7 +243,7 @@ class DataSettings:
     split: str
     size: int
     seed: int
-    references: int
+    references: int | None
     targets: int | None
     root: str | None
     identities: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -60,6 +61,8 @@ def plan_images(settings: DataSettings, root: Path) -> tuple[ProtocolImage, ...]
         )
     else:
         photos = [replace(photo, lq=None) for photo in photos]
+    if not any(photo.references for photo in photos):
+        photos = [replace(photo, references=None) for photo in photos]
     by_identity: dict[str, list[Photo]] = {}
     for photo in photos:
         by_identity.setdefault(photo.identity, []).append(photo)
@@ -95,7 +98,9 @@ def _identities(
 ) -> list[str]:
     """Identities of the split that have enough photographs, in natural order."""
     fixed = all(photo.references is not None for own in by_identity.values() for photo in own)
-    least = max((settings.targets or 1) + (0 if fixed else settings.references), settings.minimum_photos or 0)
+    wanted_references = 0 if fixed else settings.references or 0
+    least = max((settings.targets or 1) + wanted_references, settings.minimum_photos or 0)
+    _warn_of_partial_copy(card, len(by_identity))
     # Split first: who is tested must not depend on how many photographs a protocol asks for.
     split = split_identities(card, list(by_identity))[settings.split]
     chosen = [identity for identity in split if len(by_identity[identity]) >= least]
@@ -109,6 +114,16 @@ def _identities(
     if settings.identities is not None:
         chosen = hashed_order(card, chosen)[: settings.identities]
     return sorted(chosen, key=natural_key)
+
+
+def _warn_of_partial_copy(card: DatasetCard, present: int) -> None:
+    everyone = card.statistics.get("identities")
+    if card.splits.get("rule") == "hashed" and isinstance(everyone, int) and present < everyone:
+        print(  # noqa: T201
+            f"bench: {present} of the {everyone} people of {card.name} are here. The split ranks those who are: people "
+            "of your test split may be training people of the whole set.",
+            file=sys.stderr,
+        )
 
 
 def _images(settings: DataSettings, identity: str, photos: list[Photo], aligner: PhotoAligner) -> list[ProtocolImage]:
@@ -125,7 +140,7 @@ def _images(settings: DataSettings, identity: str, photos: list[Photo], aligner:
     elif photos[0].references is not None:
         planned = [_Planned(photo, photo.references or ()) for photo in photos]
     else:
-        shared = list(islice((photo.path for photo in photos if aligned(photo.path)), settings.references))
+        shared = list(islice((photo.path for photo in photos if aligned(photo.path)), settings.references or 0))
         rest = photos[[photo.path for photo in photos].index(shared[-1]) + 1 :] if shared else photos
         planned = [_Planned(photo, shared) for photo in rest]
     images: list[ProtocolImage] = []
@@ -139,6 +154,12 @@ def _images(settings: DataSettings, identity: str, photos: list[Photo], aligner:
             continue
         readable = (found for path in plan.references if (found := aligned(path)) is not None)
         references = tuple(islice(readable, settings.references))
+        shown = {own.sha256 for own in (source, lq) if own is not None}
+        if copied := [reference.path for reference in references if reference.sha256 in shown]:
+            raise UsageError(
+                f"The reference {copied[0]} of {photo.path} is that picture itself, which makes any method look good. "
+                "Take it out of the references."
+            )
         images.append(ProtocolImage(photo.name, identity, source, references, lq=lq))
     return images
 
@@ -152,11 +173,14 @@ def _by_rule(rule: dict[str, Any], photos: list[Photo], aligner: PhotoAligner) -
     """
     if rule.get("rule") not in RULES:
         raise unknown_name("rule in data.selection", str(rule.get("rule")), RULES)
+    metric = rule.get("metric")
+    if not isinstance(metric, str):
+        raise UsageError("data.selection needs the name of a metric, such as {rule: quality_pairs, metric: brisque}.")
     if len(photos) < 2:
         return []
-    values = {photo.path: _quality(str(rule["metric"]), photo.path, aligner) for photo in photos}
+    values = {photo.path: _quality(metric, photo.path, aligner) for photo in photos}
     known = [photo for photo in photos if values[photo.path] is not None]
-    sign = -1 if load_metric(str(rule["metric"])).higher_is_better else 1
+    sign = -1 if load_metric(metric).higher_is_better else 1
     best = sorted(known, key=lambda photo: sign * (values[photo.path] or 0.0))
     return [_Planned(best[1], (best[0].path,))] if len(best) > 1 else []
 
@@ -176,6 +200,10 @@ def _quality(name: str, path: str, aligner: PhotoAligner) -> float | None:
             return None
         crop = warp(read_image(aligner.root / path), photo.matrix, aligner.size)[np.newaxis]
         batch = ScoringBatch([path], crop, None, [[]], None, None, np.ones(crop.shape[:3], dtype=bool))
-        write_json(cached, metric.score_batch(batch)[0].value)
-    value: float | None = json.loads(cached.read_text("utf-8"))
+        score = metric.score_batch(batch)[0]
+        write_json(cached, {"value": score.value, "reason": score.reason})
+    found: dict[str, Any] = json.loads(cached.read_text("utf-8"))
+    if found["value"] is None:
+        print(f"bench: left out of the protocol: {path} has no {name}: {found['reason']}", file=sys.stderr)  # noqa: T201
+    value: float | None = found["value"]
     return value

@@ -36,6 +36,11 @@ def test_defaults_and_overrides() -> None:
         (["method=input", "=1"], "expected key=value"),
         (["method=input", "seed=0,1"], "Add -m"),
         (["method=input,refine"], "Add -m"),
+        (["method=input", "data.name=../../evil"], "data.name must be"),
+        (["method=input", "data.name="], "data.name must be"),
+        (["method=input", "data.selection=quality_pairs"], "data.selection must be a mapping"),
+        (["method=input", "data.protocol=x"], "data.protocol must be a mapping"),
+        (["method=input", "data.degradation=5"], "must be the name of a preset"),
     ],
 )
 def test_mistakes_name_what_would_be_right(words: list[str], message: str) -> None:

@@ -14,9 +14,9 @@ from PIL import Image, ImageFilter
 from bench.config import read_preset
 from bench.errors import MissingError, UsageError
 from bench.protocol import card as cards
-from bench.protocol.card import DatasetCard
+from bench.protocol.card import DatasetCard, natural_key
 from bench.protocol.freeze import freeze
-from bench.protocol.layout import Photo, list_photos
+from bench.protocol.layout import Photo, list_photos, unique_names
 from bench.protocol.pictures import ProtocolPictures
 from bench.protocol.protocol import DataSettings, Protocol, protocol_id
 from bench.protocol.selection import plan_images
@@ -232,3 +232,114 @@ def test_the_same_name_in_two_folders_does_not_collide(tmp_path: Path, picture: 
         picture(tmp_path / "set" / path, 1, 1)
     photos: list[Photo] = list_photos(card, tmp_path / "set")
     assert sorted(photo.name for photo in photos) == ["a/1", "b/1.jpg", "b/1.png"]
+
+
+def test_names_of_equal_numbers_have_one_order() -> None:
+    assert sorted(["1.png", "001.png", "01.png"], key=natural_key) == sorted(
+        ["01.png", "1.png", "001.png"], key=natural_key
+    )
+    assert sorted(["s10", "s2", "²", "s²"], key=natural_key)[:2] == ["s2", "s10"]
+
+
+def test_three_files_of_one_stem_get_three_names() -> None:
+    names = unique_names(["a.png", "a.jpg", "a.png.png", "b.png"])
+    assert len(set(names.values())) == 4
+    assert names["b.png"] == "b"
+
+
+def test_a_stray_picture_does_not_hide_the_people(
+    tmp_path: Path, picture: Any, use: Any, settings: DataSettings
+) -> None:
+    use(layout="auto")
+    for photo in (1, 2):
+        picture(tmp_path / "set" / "ann" / f"{photo}.png", 1, photo)
+    picture(tmp_path / "set" / "stray.png", 2, 1)
+    assert _ids(plan_images(settings, tmp_path / "set")) == ["ann/2"]
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path, picture: Any, use: Any) -> None:
+    card = use(layout="flat")
+    picture(tmp_path / "elsewhere" / "1.png", 1, 1)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "set")
+    assert [photo.path for photo in list_photos(card, tmp_path / "set")] == ["link/1.png"]
+
+
+def test_in_paired_folders_of_people_the_folder_is_the_person(
+    tmp_path: Path, picture: Any, use: Any, settings: DataSettings
+) -> None:
+    use(layout="paired")
+    root = tmp_path / "set"
+    for photo in (1, 2):
+        picture(root / "lq" / "ann" / f"{photo}.png", 1, photo)
+    picture(root / "reference" / "ann" / "x.png", 1, 3)
+    images = plan_images(replace(settings, degradation=None, references=None, targets=None), root)
+    assert [(image.identity, image.image_id) for image in images] == [("ann", "ann/1"), ("ann", "ann/2")]
+    assert all([reference.path for reference in image.references] == ["reference/ann/x.png"] for image in images)
+
+
+def test_a_reference_that_is_the_ground_truth_is_refused(
+    tmp_path: Path, picture: Any, use: Any, settings: DataSettings
+) -> None:
+    use()
+    for name in ("1", "2"):
+        picture(tmp_path / "set" / "ann" / f"{name}.png", 1, 1)
+    with pytest.raises(UsageError, match="is that picture itself"):
+        plan_images(settings, tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "/etc/a.png"])
+def test_a_list_cannot_name_files_outside(
+    tmp_path: Path, picture: Any, use: Any, settings: DataSettings, name: str
+) -> None:
+    picture(tmp_path / "set" / "a.png", 1, 1)
+    (tmp_path / "set" / "refs.csv").write_text(f"image,ref\na.png,{name}\n")
+    use(layout="flat", references_from={"file": "refs.csv", "image": "image", "references": "ref"})
+    with pytest.raises(UsageError, match="outside of the data set"):
+        plan_images(settings, tmp_path / "set")
+
+
+def test_where_the_points_come_from_is_part_of_the_id(
+    tmp_path: Path, picture: Any, use: Any, settings: DataSettings
+) -> None:
+    use()
+    root = tmp_path / "set"
+    for photo in (1, 2):
+        picture(root / "ann" / f"{photo}.png", 1, photo)
+    detected = freeze(replace(settings, root=str(root)))
+    lines = np.mgrid[0:68, 0:2][0] / 2.0
+    np.savetxt(root / "ann" / "2.png.txt", lines)
+    given = freeze(replace(settings, root=str(root)))
+    assert given.id != detected.id
+    assert given.images[0].source is not None
+    assert given.images[0].source.points_from is not None
+    assert given.images[0].source.points_from.startswith("landmarks ")
+    lines[3] = np.nan
+    np.savetxt(root / "ann" / "2.png.txt", lines)
+    with pytest.raises(UsageError, match="68 lines"):
+        freeze(replace(settings, root=str(root)))
+
+
+def test_a_protocol_without_pictures_is_not_frozen(
+    tmp_path: Path, picture: Any, use: Any, settings: DataSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use()
+    for photo in (1, 2):
+        picture(tmp_path / "set" / "ann" / f"{photo}.png", 1, photo)
+    chosen = replace(settings, root=str(tmp_path / "set"), selection={"rule": "quality_pairs", "metric": "niqe"})
+    with pytest.raises(MissingError, match="holds no pictures"):
+        freeze(chosen)
+    assert "192 px" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="name of a metric"):
+        freeze(replace(chosen, selection={"rule": "quality_pairs"}))
+
+
+def test_part_of_a_set_with_a_ranked_split_is_said(
+    tmp_path: Path, picture: Any, use: Any, settings: DataSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(splits={"rule": "hashed", "seed": 0, "test": 1, "validation": 0}, statistics={"identities": 9})
+    for photo in (1, 2):
+        picture(tmp_path / "set" / "ann" / f"{photo}.png", 1, photo)
+    plan_images(settings, tmp_path / "set")
+    assert "1 of the 9 people" in capsys.readouterr().err
