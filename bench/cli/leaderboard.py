@@ -95,7 +95,7 @@ def _print(board: View) -> None:
     rows = [
         [
             f"{row.entry['method']}@{row.entry['revision'][:6]}",
-            *(cell_text(cell, bold="*") for cell in row.cells),
+            *(cell_text(cell, bold="*", raised=(" ", "")) for cell in row.cells),
             *(cell.text for cell in row.costs),
         ]
         for row in board.rows
@@ -107,13 +107,13 @@ def _print(board: View) -> None:
     title = f"{board.board.protocol} (protocol id {board.board.protocol_id})"
     print_table(["method", *headings, *COST_HEADINGS], rows, title=title)
     print(
-        "*best mean*   ≈ not shown to differ from the best (exact paired test, Holm)   [95 % interval]   (n/N scored)"
+        "*best mean*   rows sharing a letter: not shown to differ (exact paired test, Holm)   [95 % interval]   (n/N)"
     )
     for number, text in enumerate(board.footnotes, 1):
         print(f"({number}) {text}")
     for name in board.absent_rows:
         print(f"{name}: not measured yet")
-    for column in board.board.absent:
+    for column in board.absent:
         print(f"{column.title}: n/a ({column.reason})")
     for paper, published in board.published:
         metrics = paper.metrics(published)

@@ -10,17 +10,20 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from bench.errors import UsageError
 from bench.files import write_json
-from bench.leaderboard.schema import ENTRY_SCHEMA, validate
+from bench.leaderboard.schema import ENTRY_SCHEMA, SET_METRIC, validate
 from bench.paths import leaderboard_root, resource_root
 from bench.scores.statistics import identity_means
 from bench.scores.summary import read_summary
 from bench.scores.table import read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COPIED = (
     "seconds_per_image",
@@ -68,9 +71,30 @@ def entry_from_run(run_dir: Path, reported_by: str | None = None) -> dict[str, A
         "reported_by": reported_by or os.environ.get("BENCH_REPORTED_BY") or "maintainers",
         "created": summary.get("created"),
     }
-    for name, metric in (summary.get("metrics") or {}).items():
+    entry["metrics"] = scored_metrics(scores, summary.get("metrics") or {}, str(run_dir))
+    if set_metrics := summary.get("set_metrics"):
+        entry["set_metrics"] = {
+            name: {key: metric[key] for key in SET_METRIC if key in metric} for name, metric in set_metrics.items()
+        }
+    validate(entry, f"entry of {run_dir}")
+    return entry
+
+
+def scored_metrics(scores: pd.DataFrame, summary: dict[str, Any], where: str) -> dict[str, Any]:
+    """The metrics of an entry: a summary's means, each with the identity means behind it.
+
+    Args:
+        scores: Score table.
+        summary: The `metrics` part of its summary.
+        where: What both were made from, for messages.
+
+    Raises:
+        UsageError: Summary and table disagree.
+    """
+    found = {}
+    for name, metric in summary.items():
         rows = scores[scores["metric"] == name]
-        means, counts = identity_means(rows), _counts(rows[rows["value"].notna()])
+        means, counts = identity_means(rows), identity_counts(rows[rows["value"].notna()])
         stated, table = metric.get("mean"), float(means.mean()) if len(means) else None
         same = (
             stated == table
@@ -79,40 +103,13 @@ def entry_from_run(run_dir: Path, reported_by: str | None = None) -> dict[str, A
         )
         if not same or metric.get("n") != sum(counts.values()):
             raise UsageError(
-                f"{run_dir}: summary.json and scores.parquet disagree on {name} ({stated} and {table}). "
+                f"{where}: summary.json and scores.parquet disagree on {name} ({stated} and {table}). "
                 "Finish the run again with `bench run`; do not edit either file."
             )
-        entry["metrics"][name] = {
+        found[name] = {
             **{key: metric.get(key) for key in ("identity", "title", "unit", "higher_is_better")},
             **{key: metric.get(key) for key in ("mean", "low", "high", "interval", "n", "of", "identities", "reason")},
             "by_identity": {str(who): {"mean": float(mean), "n": counts[str(who)]} for who, mean in means.items()},
-        }
-    if set_metrics := _set_metrics(run_dir, summary):
-        entry["set_metrics"] = set_metrics
-    validate(entry, f"entry of {run_dir}")
-    return entry
-
-
-def _set_metrics(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """What is scored for the set as a whole (FID, KID), with title and direction from the metric's class."""
-    path = run_dir / "set_scores.parquet"
-    if not path.is_file():
-        return {}
-    import pyarrow.parquet as pq
-
-    from bench import registry
-
-    classes: dict[str, Any] = getattr(registry, "set_metric_classes", dict)()
-    found = {}
-    for row in pq.read_table(path).to_pylist():
-        name, metric = row["metric"], classes.get(row["metric"])
-        found[name] = {
-            "identity": row["metric_id"],
-            "title": getattr(metric, "title", name),
-            "unit": getattr(metric, "unit", ""),
-            "higher_is_better": getattr(metric, "higher_is_better", None),
-            **{key: row[key] for key in ("value", "low", "high", "interval", "n", "of", "reason")},
-            "smallest": getattr(metric, "smallest", 0),
         }
     return found
 
@@ -287,14 +284,15 @@ def same_scores_listed(summary: dict[str, Any], roots: Sequence[Path], tolerance
     return False
 
 
-def _identity_images(run_dir: Path, scores: Any) -> dict[str, int]:
+def _identity_images(run_dir: Path, scores: pd.DataFrame) -> dict[str, int]:
     """Images of each identity in the protocol, so that gaps of a run cannot pass for a smaller protocol."""
     path = run_dir / "protocol.json"
     images = json.loads(path.read_text(encoding="utf-8")).get("images") if path.is_file() else None
     if images:
         return dict(sorted(Counter(str(image["identity"]) for image in images).items()))
-    return _counts(scores.drop_duplicates("image_id"))
+    return identity_counts(scores.drop_duplicates("image_id"))
 
 
-def _counts(rows: Any) -> dict[str, int]:
+def identity_counts(rows: pd.DataFrame) -> dict[str, int]:
+    """Rows of each identity, sorted by name."""
     return {str(who): int(count) for who, count in rows.groupby("identity", sort=True).size().items()}

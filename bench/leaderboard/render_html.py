@@ -22,7 +22,7 @@ FIRST = {True: "descending", False: "ascending", None: "ascending"}
 def board_html(view: View) -> str:
     """Page of a board."""
     facts = [(column.title, f"{column.identity} ({DIRECTION[column.higher_is_better]})") for column in view.columns]
-    facts += [(column.title, f"{column.identity}: n/a ({column.reason})") for column in view.board.absent]
+    facts += [(column.title, f"{column.identity}: n/a ({column.reason})") for column in view.absent]
     tables = [_measured(view)]
     for paper, rows in view.published:
         about = f"{paper.title} ({paper.venue}). {paper.source}."

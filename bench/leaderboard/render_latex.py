@@ -29,7 +29,7 @@ def board_latex(view: View) -> str:
     caption = (
         f"{escape(view.board.protocol)} (protocol id \\texttt{{{view.board.protocol_id}}}): {view.images} images of "
         f"{view.people} identities. Mean over identity means; best in bold, second underlined; "
-        r"$^{\approx}$ not shown to differ from the best (sign-flip test, Holm, $\alpha=.05$), $^{?}$ not tested."
+        r"rows of a metric that share a letter are not shown to differ (sign-flip test, Holm, $\alpha=.05$)."
     )
     caption += f" {escape(names)}" if names else ""
     headings = ["Method"]
@@ -90,8 +90,7 @@ def _cell(cell: Cell) -> str:
     if cell.value is None:
         return "--"
     text = {"best": f"\\textbf{{{cell.text}}}", "second": f"\\underline{{{cell.text}}}"}.get(cell.mark, cell.text)
-    raised = {"≈": r"\approx", "": ""}.get(cell.group, cell.group)
-    text += f"$^{{{raised}}}$" if raised else ""
+    text += f"\\textsuperscript{{{cell.group}}}" if cell.group else ""
     return text + (f" ({cell.coverage})" if cell.coverage else "")
 
 

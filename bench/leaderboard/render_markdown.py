@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.leaderboard.published import PublishedPaper, PublishedRow, format_published
 from bench.leaderboard.ranking import COPY, INPUT
-from bench.leaderboard.view import COST_HEADINGS, Cell, Row, View
+from bench.leaderboard.view import COST_HEADINGS, Cell, Row, View, interval_notes
 
 GENERATED = "<!-- Written by `bench leaderboard render` from the entries beside this file; edits are overwritten. -->"
 DIRECTION = {True: "higher is better", False: "lower is better", None: "not ranked"}
@@ -69,11 +69,11 @@ def published_markdown(papers: Sequence[PublishedPaper]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell_text(cell: Cell, bold: str = "**") -> str:
-    """Mean, interval, tie group and coverage of a cell as text."""
+def cell_text(cell: Cell, bold: str = "**", raised: tuple[str, str] = (" <sup>", "</sup>")) -> str:
+    """Mean, tie groups, interval and coverage of a cell as text."""
     text = f"{bold}{cell.text}{bold}" if cell.mark == "best" else cell.text
+    text += f"{raised[0]}{cell.group}{raised[1]}" if cell.group else ""
     text += f" {cell.interval}" if cell.interval else ""
-    text += f" {cell.group}" if cell.group else ""
     return text + (f" ({cell.coverage})" if cell.coverage else "")
 
 
@@ -111,9 +111,9 @@ def _footnotes(view: View) -> list[str]:
 def legend(view: View) -> list[str]:
     """What the marks of a board mean, one sentence or two each."""
     return [
-        f"Best mean in bold. ≈: not shown to differ from the best (two-sided sign-flip test on identity means, Holm "
-        f"over the {len(view.board.comparisons)} comparisons of this board, α = .05). ?: not tested, nothing complete "
-        "in common with the best. All others differ from the best.",
+        "Best mean in bold. Letters instead of ranks: rows that share one are not shown to differ (two-sided sign-flip "
+        'test on identity means, Holm over all pairs of rows of the metric, α = .05); "a" are those not shown to differ '
+        "from the best. ?: some pair has nothing complete in common and is not tested.",
         "(n/N): scored images, where not all are; the tests then use the identities both rows have scored in full.",
         f"`{INPUT}` is the degraded picture. IPS of `{COPY}` shows what copying scores: a method near it on IPS "
         f"may be copying, which ID tells apart. `{COPY}` takes no part in the ranking.",
@@ -123,17 +123,9 @@ def legend(view: View) -> list[str]:
 
 def introduction(view: View) -> str:
     """What the numbers of a board are."""
-    intervals = sorted(
-        {
-            metric["interval"].split(" over ")[0]
-            for entry in view.board.entries
-            for metric in entry["metrics"].values()
-            if metric["interval"]
-        }
-    )
     return (
         f"{view.images} images of {view.people} identities. Each number is the mean over identity means with its 95 % "
-        f"interval over identities ({', '.join(intervals) or 'none'})."
+        f"interval over identities ({', '.join(interval_notes(view.board)) or 'none'})."
     )
 
 
@@ -146,7 +138,7 @@ def _identities(view: View) -> list[str]:
     lines = ["| metric | identity | direction |", "| --- | --- | --- |"]
     for column in view.columns:
         lines.append(_row([column.title, f"`{column.identity}`", DIRECTION[column.higher_is_better]]))
-    for column in view.board.absent:
+    for column in view.absent:
         lines.append(_row([column.title, f"`{column.identity}`", f"n/a ({column.reason})"]))
     return lines
 

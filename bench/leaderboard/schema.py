@@ -83,7 +83,7 @@ SET_METRIC: dict[str, Check] = {
     "n": COUNT,
     "of": COUNT,
     "reason": or_none(NAME),
-    "smallest": COUNT,
+    "shown": ("true or false", lambda value: isinstance(value, bool)),
 }
 ACCEPTED: dict[str, Check] = {
     "pictures_sha256": NAME,

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from bench.leaderboard.papers import published_on
 from bench.leaderboard.published import PublishedPaper, PublishedRow, citation_keys
 from bench.leaderboard.ranking import COPY, INPUT, Board, Column, build_board
+from bench.metrics.set_metric import FID_SMALLEST
 from bench.report.terminal import number
 
-FID_SMALLEST = 2048
 BESIDE = ("id", "ips")
 
 
@@ -27,7 +27,7 @@ class Cell:
         interval: Bounds such as "[23.4, 25.7]", or "".
         coverage: "54/60" where not every image is scored, else "".
         mark: "best", "second", or "".
-        group: Letters of its tie group, "≈" or "?", or "".
+        group: Letters of its tie groups, "?" after them where a pair could not be tested, or "".
     """
 
     value: float | None
@@ -88,6 +88,18 @@ class View:
     def people(self) -> int:
         """Identities of the protocol."""
         return len(self.board.entries[0]["identity_images"])
+
+    @property
+    def absent(self) -> list[Column]:
+        """Metrics without any value, those of whole sets included."""
+        names = {column.name for column in self.columns}
+        found = {
+            name: _set_column(name, metric)
+            for entry in self.board.entries
+            for name, metric in entry.get("set_metrics", {}).items()
+            if metric["shown"] and name not in names
+        }
+        return [*self.board.absent, *found.values()]
 
     @property
     def absent_rows(self) -> list[str]:
@@ -169,8 +181,16 @@ def _cell(board: Board, index: int, column: Column, second: set[int]) -> Cell:
         interval="" if metric["low"] is None else f"[{number(metric['low'])}, {number(metric['high'])}]",
         coverage="" if metric["n"] == metric["of"] else f"{metric['n']}/{metric['of']}",
         mark="best" if mark == "best" else "second" if index in second else "",
-        group={"tied": "≈", "untested": "?"}.get(mark or "", ""),
+        group=_group(board, index, column.name),
     )
+
+
+def _group(board: Board, index: int, metric: str) -> str:
+    """Letters of the row's tie groups, with "?" where it could not be tested against every other row."""
+    groups = board.groups.get(metric)
+    if groups is None or index not in groups.letters:
+        return ""
+    return groups.letters[index] + ("?" if any(index in pair for pair in groups.untested) else "")
 
 
 def _set_columns(board: Board) -> tuple[list[Column], list[Column]]:
@@ -179,14 +199,18 @@ def _set_columns(board: Board) -> tuple[list[Column], list[Column]]:
     withheld: dict[str, Column] = {}
     for entry in board.entries:
         for name, metric in entry.get("set_metrics", {}).items():
-            column = Column(
-                name, metric["title"], metric["unit"], metric["higher_is_better"], metric["identity"], metric["reason"]
-            )
-            if entry["of"] < metric["smallest"] or (name.startswith("fid") and entry["of"] < FID_SMALLEST):
+            column = _set_column(name, metric)
+            if not metric["shown"]:
                 withheld.setdefault(name, column)
             elif metric["value"] is not None:
                 shown.setdefault(name, column)
     return list(shown.values()), list(withheld.values())
+
+
+def _set_column(name: str, metric: dict[str, Any]) -> Column:
+    return Column(
+        name, metric["title"], metric["unit"], metric["higher_is_better"], metric["identity"], metric["reason"]
+    )
 
 
 def _set_cell(entry: dict[str, Any], column: Column) -> Cell:
@@ -242,17 +266,40 @@ def _footnotes(
                 f"IPS says how near a row is to the reference, not to the person's photograph: read it beside ID and "
                 f"the row `{COPY}`, which shows what copying scores.{beside}",
             )
+        groups = board.groups.get(column.name)
+        if groups and len(groups.letters) > 1 and not groups.can_separate:
+            add(
+                column.name,
+                f"{len(groups.letters)} rows over {len(board.entries[0]['identity_images'])} identities are too many pairs "
+                "for too few people: no difference, however clear, could come out as one here.",
+            )
         if said := noise_note(column.name):
             add(column.name, said)
     for column in withheld:
         add(
             column.name,
-            f"{column.title} is not shown: its bias outweighs differences between methods under {FID_SMALLEST:,} "
-            f"images, this board has {board.entries[0]['of']:,}. KID stands in its place.",
+            f"{column.title} is not shown: under {FID_SMALLEST:,} images its bias outweighs the differences between "
+            f"methods, this board has {board.entries[0]['of']:,}. KID stands in its place.",
         )
     for column in set_columns:
         add(column.name, f"{column.title} is one number for the whole set; no paired test exists, so it is not ranked.")
     return notes, texts
+
+
+def interval_notes(board: Board) -> list[str]:
+    """How the intervals were made, each with its simulated coverage where that is not 95 %."""
+    from bench.scores import simulation
+
+    found: dict[str, None] = {}
+    for entry in board.entries:
+        people, images = len(entry["identity_images"]), entry["of"] / len(entry["identity_images"])
+        for metric in entry["metrics"].values():
+            method = (metric["interval"] or "").split(" over ")[0]
+            if method:
+                known = simulation.COVERAGE_FILE.is_file()
+                note = simulation.coverage_note(people, method, images) if known else None
+                found[f"{method}; {note}" if note else method] = None
+    return sorted(found)
 
 
 def noise_note(metric: str) -> str | None:
