@@ -20,6 +20,7 @@ VERBS = {
     "gate": "hold runs against what was measured before",
     "report": "write the HTML report of one or several runs",
     "leaderboard": "show, add to and render leaderboards",
+    "reproduce": "set our numbers beside a paper's table",
     "degrade": "degrade a folder of pictures",
     "data": "list, prepare, verify and freeze data sets",
     "check": "find everything that would stop a run, before it starts",

@@ -49,11 +49,13 @@ class PaperData:
         words: `key=value` words of `bench run`.
         same_protocol: "yes", or "no: " and why numbers on it are not those of the table.
         cannot: Why nothing of ours stands for it, or None.
+        substitute: Whether it is other data than the table's, asked for in its place.
     """
 
     words: list[str] = field(default_factory=list)
     same_protocol: str = "no"
     cannot: str | None = None
+    substitute: bool = False
 
     @property
     def name(self) -> str | None:

@@ -112,8 +112,8 @@ def legend(view: View) -> list[str]:
     """What the marks of a board mean, one sentence or two each."""
     return [
         "Best mean in bold. Letters instead of ranks: rows that share one are not shown to differ (two-sided sign-flip "
-        'test on identity means, Holm over all pairs of rows of the metric, α = .05); "a" are those not shown to differ '
-        "from the best. ?: some pair has nothing complete in common and is not tested.",
+        'test on identity means, Holm over all pairs of rows of the metric, α = .05); "a" are those not shown to '
+        "differ from the best. ?: some pair has nothing complete in common and is not tested.",
         "(n/N): scored images, where not all are; the tests then use the identities both rows have scored in full.",
         f"`{INPUT}` is the degraded picture. IPS of `{COPY}` shows what copying scores: a method near it on IPS "
         f"may be copying, which ID tells apart. `{COPY}` takes no part in the ranking.",

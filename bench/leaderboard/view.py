@@ -270,8 +270,8 @@ def _footnotes(
         if groups and len(groups.letters) > 1 and not groups.can_separate:
             add(
                 column.name,
-                f"{len(groups.letters)} rows over {len(board.entries[0]['identity_images'])} identities are too many pairs "
-                "for too few people: no difference, however clear, could come out as one here.",
+                f"{len(groups.letters)} rows over {len(board.entries[0]['identity_images'])} identities are too many "
+                "pairs for too few people: no difference, however clear, could come out as one here.",
             )
         if said := noise_note(column.name):
             add(column.name, said)
