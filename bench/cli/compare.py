@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   bench compare runs/refine-orl_heavy runs/input-orl_heavy
+  bench compare runs/refine-orl_heavy runs/input-orl_heavy --plot differences.svg
   bench compare ours.scores.parquet theirs.scores.parquet --metrics psnr,id --json
 """
+
+
+COLUMNS = ["metric", "A", "B", "A - B [95 %]", "p", "Holm p", "A is", "d_z", "better on", "shows .05", "shows .01"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,18 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_a", type=Path, metavar="RUN_A", help="run folder or score table (.parquet)")
     parser.add_argument("run_b", type=Path, metavar="RUN_B", help="run folder or score table to compare it with")
     parser.add_argument("--metrics", help="names separated by commas (default: all that both have)")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the difference of every identity")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the comparison; the outcome does not change the exit code."""
     from bench.config import read_preset
+    from bench.errors import UsageError
     from bench.scores.compare import claim_lines, compare_tables
 
+    if arguments.plot and arguments.plot.suffix.lower() != ".svg":
+        raise UsageError(f"--plot writes SVG: give a file name that ends in .svg, not {arguments.plot}.")
     tables = [_table(arguments.run_a), _table(arguments.run_b)]
     wanted = [name.strip() for name in arguments.metrics.split(",") if name.strip()] if arguments.metrics else None
     ranked = _directions(arguments.run_a, arguments.run_b)
     comparisons, skipped = compare_tables(tables[0], tables[1], wanted, ranked)
+    if arguments.plot:
+        _draw(arguments, tables, comparisons)
     if arguments.json:
         claims = claim_lines(comparisons, read_preset("metrics", "standard"))
         result = _as_json(arguments, tables, comparisons, skipped) | {"claims": claims}
@@ -46,9 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     a, b = _label(tables[0], arguments.run_a), _label(tables[1], arguments.run_b)
     print(f"A: {a}\nB: {b}")
     if comparisons:
-        columns = ["metric", "A", "B", "A - B [95 %]", "p", "Holm p", "A is", "d_z", "images", "identities"]
-        print_table(columns, [_row(one) for one in comparisons])
-        print("p: two-sided sign-flip test on identity means, exact up to 20. A is better or worse where Holm p < .05.")
+        print_table(COLUMNS, [_row(one) for one in comparisons])
+        for line in _legend(comparisons):
+            print(line)
         for line in claim_lines(comparisons, read_preset("metrics", "standard")):
             print(line)
     for name, reason in skipped.items():
@@ -89,8 +99,48 @@ def _verdict(comparison: Comparison) -> str:
     return {True: "better", False: "worse", None: "no difference shown"}[comparison.better]
 
 
+def _legend(comparisons: list[Comparison]) -> list[str]:
+    """What the columns mean, and what holds for all of them."""
+    from bench.report.terminal import p_value
+    from bench.scores.power import smallest_p
+
+    counts = sorted({(one.n_identities, one.n_images) for one in comparisons}, reverse=True)
+    pairs = ", ".join(
+        f"{people} ({images} images, smallest p {p_value(smallest_p(people))})" for people, images in counts
+    )
+    return [
+        f"identities in common: {pairs}",
+        "p: two-sided sign-flip test on identity means, exact up to 20. A is better or worse where Holm p < .05.",
+        "d_z: mean difference over its standard deviation between identities. better on: identities with A ahead.",
+        "shows .05 / .01: smallest true difference that one such test shows at that level with 80 % power, with so "
+        "many identities and the spread seen here.",
+        *dict.fromkeys(
+            f"95 % intervals of skewed differences may be too narrow: {note}"
+            for one in comparisons
+            if (note := _coverage(one))
+        ),
+    ]
+
+
+def _coverage(one: Comparison) -> str | None:
+    from bench.scores.simulation import coverage_note
+
+    return coverage_note(one.n_identities, one.interval.split(" over ")[0], one.n_images / one.n_identities)
+
+
+def _draw(arguments: argparse.Namespace, tables: list[pd.DataFrame], comparisons: list[Comparison]) -> None:
+    from bench.files import write_text
+    from bench.report.paired import paired_plot
+    from bench.scores.compare import identity_differences
+
+    a, b = _label(tables[0], arguments.run_a), _label(tables[1], arguments.run_b)
+    differences = {one.metric: identity_differences(tables[0], tables[1], one.metric) for one in comparisons}
+    write_text(arguments.plot, paired_plot(comparisons, differences, a, b))
+
+
 def _row(one: Comparison) -> list[str]:
     from bench.report.terminal import number, p_value
+    from bench.scores.power import comparison_power
 
     difference = f"{one.mean_difference:+.4g}"
     if one.low is not None:
@@ -98,8 +148,11 @@ def _row(one: Comparison) -> list[str]:
     verdict = _verdict(one) if one.higher_is_better is not None else "not ranked"
     size = "n/a" if one.effect_size is None else f"{one.effect_size:+.2f}"
     p_values = [p_value(one.p), p_value(one.p_adjusted)]
-    counts = [str(one.n_images), str(one.n_identities)]
-    return [one.metric, number(one.mean_a), number(one.mean_b), difference, *p_values, verdict, size, *counts]
+    ahead = "n/a" if one.a_better is None else f"{one.a_better}/{one.n_identities}"
+    smallest = comparison_power(one).smallest_difference.values()
+    shows = ["nothing" if value is None else f"{value:.3g}" for value in smallest]
+    means = [number(one.mean_a), number(one.mean_b)]
+    return [one.metric, *means, difference, *p_values, verdict, size, ahead, *shows]
 
 
 def _as_json(
@@ -109,5 +162,15 @@ def _as_json(
     for side, table, path in zip("ab", tables, (arguments.run_a, arguments.run_b), strict=True):
         first = table.iloc[0]
         runs[side] = {"path": str(path), "method": first["method"], "method_revision": first["method_revision"]}
-    metrics = {one.metric: {**asdict(one), "better": one.better} for one in comparisons}
+    from bench.scores.power import comparison_power
+
+    metrics = {
+        one.metric: {
+            **asdict(one),
+            "better": one.better,
+            **comparison_power(one).as_json(),
+            "interval_note": _coverage(one),
+        }
+        for one in comparisons
+    }
     return {"protocol_id": tables[0]["protocol_id"].iloc[0], **runs, "metrics": metrics, "not_compared": skipped}

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UsageError, unknown_name
-from bench.scores.statistics import Comparison, holm_comparisons, no_worse_than, paired_comparison, tied
+from bench.scores.statistics import (
+    Comparison,
+    holm_comparisons,
+    mean_interval,
+    no_worse_than,
+    paired_comparison,
+    tied,
+)
 from bench.scores.table import metric_identities
 
 if TYPE_CHECKING:
@@ -54,6 +62,46 @@ def compare_tables(
         else:
             comparisons.append(paired_comparison(a, b, name, ranked.get(name)))
     return holm_comparisons(comparisons), skipped
+
+
+@dataclass(frozen=True)
+class IdentityDifference:
+    """A minus B for one identity.
+
+    Attributes:
+        identity: Who.
+        difference: Mean over the pictures that both have scored.
+        low: Lower bound of its 95 % interval over these pictures; None with one picture.
+        high: Upper bound.
+        images: Number of these pictures.
+    """
+
+    identity: str
+    difference: float
+    low: float | None
+    high: float | None
+    images: int
+
+
+def identity_differences(a: pd.DataFrame, b: pd.DataFrame, metric: str) -> list[IdentityDifference]:
+    """Differences A - B of each identity, over the pictures that both have scored.
+
+    The interval is of the pictures of this one person and says nothing about other people.
+
+    Args:
+        a: Score table of A, one run.
+        b: Score table of B, one run.
+        metric: Name of a metric that both have.
+    """
+    columns = ["image_id", "identity", "value"]
+    first, second = (frame.loc[(frame["metric"] == metric) & frame["value"].notna(), columns] for frame in (a, b))
+    both = first.merge(second, on=["image_id", "identity"], suffixes=("_a", "_b"))
+    found = []
+    for identity, rows in both.groupby("identity", sort=True):
+        values = (rows["value_a"] - rows["value_b"]).to_numpy()
+        interval = mean_interval(values)
+        found.append(IdentityDifference(str(identity), interval.mean, interval.low, interval.high, len(values)))
+    return found
 
 
 CLAIM_LEVEL = 0.01
