@@ -217,7 +217,7 @@ def _pictures(
     absent = {metric.name: reason for metric in metrics if (reason := metric.unavailable()) is not None}
     identities = {metric.name: metric.identity for metric in metrics if metric.name not in absent}
     scores: dict[str, dict[str, Score]] = {}
-    tasks: list[_Task] = []
+    tasks: list[ScoringTask] = []
     keys: dict[str, str] = {}
     reused = 0
     for name in sorted(pairing.pairs, key=natural_key):
@@ -230,7 +230,7 @@ def _pictures(
         missing = tuple(own for own in identities if own not in scores[name])
         # Without anything to compute a pair is still looked at where nothing says that it can be scored.
         if missing or not scores[name]:
-            tasks.append(_Task(name, picture, own_truth, tuple(own_references), missing))
+            tasks.append(ScoringTask(name, picture, own_truth, tuple(own_references), missing))
     computed = 0
     for task, found in _counted(tasks, workers):
         if isinstance(found, str):
@@ -245,14 +245,14 @@ def _pictures(
     return scores, computed, reused
 
 
-def _counted(tasks: Sequence[_Task], workers: int | None) -> Iterator[tuple[_Task, dict[str, Score] | str]]:
+def _counted(tasks: Sequence[ScoringTask], workers: int | None) -> Iterator[tuple[ScoringTask, dict[str, Score] | str]]:
     progress = Progress("scored", len(tasks))
     for task, found in zip(tasks, each(score_pair, tasks, workers), strict=True):
         yield task, found
         progress.advance()
 
 
-class _Task(NamedTuple):
+class ScoringTask(NamedTuple):
     """A pair and the metrics it still needs."""
 
     name: str
@@ -262,7 +262,7 @@ class _Task(NamedTuple):
     metrics: tuple[str, ...]
 
 
-def score_pair(task: _Task) -> dict[str, Score] | str:
+def score_pair(task: ScoringTask) -> dict[str, Score] | str:
     """Scores of one pair by metric; why it cannot be scored if it cannot. Each picture is decoded once."""
     metrics = _loaded(task.metrics)
     try:
@@ -340,7 +340,7 @@ def _files_named(place: Path) -> list[Path]:
     return sorted(path for path in place.parent.iterdir() if path.stem == place.name and path.is_file())
 
 
-def _batch(task: _Task, needs: set[str]) -> ScoringBatch:
+def _batch(task: ScoringTask, needs: set[str]) -> ScoringBatch:
     restored = read_image(task.restored)
     truth = None if task.truth is None else read_image(task.truth)
     if truth is not None and restored.shape != truth.shape:
