@@ -112,6 +112,15 @@ def _prepare(arguments: argparse.Namespace) -> int:
     print(f"{done.root}: {record['pictures']} pictures of {record['identities']} identities ({how})")
     if record["aligned"]:
         print(f"aligned to {record['aligned']['template']['name']}")
+    for source in record["sources"]:
+        if source["sha256"] and not (source["verified"] or source.get("locked_as")):
+            print(f"unverified: {source['given']}: sha256 {source['sha256']}")
+    unplaced = record.get("not_taken") or {"count": 0, "first": []}
+    if unplaced["count"]:
+        more = ", …" if unplaced["count"] > len(unplaced["first"]) else ""
+        print(
+            f"left out: {unplaced['count']} pictures that do not fit the layout: {', '.join(unplaced['first'])}{more}"
+        )
     skipped = record["skipped"]
     for entry in skipped[:MOST_SHOWN]:
         print(f"left out: {entry['path']}: {entry['reason']}")

@@ -65,7 +65,7 @@ def _read(journal: Path) -> dict[str, str]:
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         journal.write_text(whole, "utf-8")
-    records = [json.loads(line) for line in whole.splitlines()]
+    records = [json.loads(line) for line in whole.split("\n") if line]
     return {record["path"]: record["reason"] for record in records}
 
 

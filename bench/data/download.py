@@ -243,12 +243,13 @@ def check_archive(card: str, path: Path, known: dict[str, Any] | None, expected:
         expected: SHA-256 that the user asks for, or None.
 
     Returns:
-        Its SHA-256, and whether card or user vouched for it. Where nobody did, it is the one locked on first
-        use, or there is no lock yet: see `lock_archive`.
+        Its SHA-256, and whether card or user vouched for it. Where nobody did, and the file is one of the card's,
+        it is the one locked on first use, or there is no lock yet: see `lock_hashes`.
 
     Raises:
         UsageError: It is not the file that was expected; the message says whose expectation it was.
     """
+    locked = _locks().get(f"{card}/{known['name']}") if known else None
     known = known or {}
     size = path.stat().st_size
     if known.get("bytes") is not None and size != known["bytes"]:
@@ -266,7 +267,7 @@ def check_archive(card: str, path: Path, known: dict[str, Any] | None, expected:
                 f"{path} is not the file that was expected: its SHA-256 is {digest}, {who} says {value}. It may be "
                 "damaged, truncated or another version; remove it and download it again."
             )
-    if not vouched and (locked := _locks().get(f"{card}/{path.name}", digest)) != digest:
+    if not vouched and locked not in (None, digest):
         raise UsageError(
             f"{path} is not the file that was used before: its SHA-256 is {digest}, {_locks_path()}, written on first "
             f"use, says {locked}. Remove that line if the new file is meant."
@@ -274,16 +275,23 @@ def check_archive(card: str, path: Path, known: dict[str, Any] | None, expected:
     return digest, bool(vouched)
 
 
-def lock_archive(card: str, path: Path, digest: str) -> None:
-    """Locks and prints the hash of an archive nobody vouched for, once it has proved to be whole."""
+def lock_hashes(digests: dict[str, str]) -> None:
+    """Locks and prints the hashes of archives nobody vouched for, once a data set was made of them.
+
+    Args:
+        digests: SHA-256 by `<card>/<name of the file on the card>`.
+    """
     from filelock import FileLock
 
-    place, key = _locks_path(), f"{card}/{path.name}"
+    place = _locks_path()
+    if not set(digests) - set(_locks()):
+        return
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_name(".locks.lock")):
-        if key not in (known := _locks()):
-            write_json(place, {**known, key: digest})
-            print(f"data {key}: unverified, locked to sha256 {digest}", file=sys.stderr)  # noqa: T201
+        known = _locks()
+        for key in set(digests) - set(known):
+            print(f"data {key}: unverified, locked to sha256 {digests[key]}", file=sys.stderr)  # noqa: T201
+        write_json(place, {**digests, **known})
 
 
 def _locks() -> dict[str, str]:

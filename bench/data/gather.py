@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.errors import UsageError
 from bench.protocol.card import DatasetCard, natural_key
-from bench.protocol.layout import PAIRED_FOLDERS
+from bench.protocol.layout import PAIRED_FOLDERS, layout_of
 
 DEEPEST = 4
 SHOWN = 8
 JUNK = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
 
 @dataclass
@@ -29,11 +31,13 @@ class Gathered:
         pictures: (file, path inside the data set), in natural order.
         others: The same for lists and landmark files.
         records: An insightface record file to unpack instead of pictures, or None.
+        not_taken: Pictures that lie in the folders and do not fit the layout.
     """
 
     pictures: list[tuple[Path, str]] = field(default_factory=list)
     others: list[tuple[Path, str]] = field(default_factory=list)
     records: Path | None = None
+    not_taken: list[Path] = field(default_factory=list)
 
 
 def gather(card: DatasetCard, sources: Sequence[Path], lists: Sequence[Path] = ()) -> Gathered:
@@ -45,7 +49,8 @@ def gather(card: DatasetCard, sources: Sequence[Path], lists: Sequence[Path] = (
         lists: Single files that were given beside them, such as a reference list.
 
     Raises:
-        UsageError: The folders do not hold the layout; the message says what was expected and what is there.
+        UsageError: A folder does not hold the layout (the message says what was expected and what is there), or
+            there are names that no list can hold.
     """
     found = Gathered()
     list_roots = _find_lists(card, sources, lists, found)
@@ -58,21 +63,33 @@ def gather(card: DatasetCard, sources: Sequence[Path], lists: Sequence[Path] = (
         _paired(card, sources, found)
     else:
         _flat(card, sources, list_roots, found)
+    taken = {path for path, _ in found.pictures}
+    found.not_taken = [path for source in sources for path in _below(source) if path not in taken]
     _landmarks(found)
     _refuse_collisions(found)
+    _refuse_useless(card, sources, found)
     return found
 
 
 def _names(folder: Path) -> list[str]:
     """What lies in a folder, in natural order, without what only some computer needs."""
-    kept = (entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.name not in JUNK)
-    return sorted(kept, key=lambda name: (natural_key(name), name))
+    kept = [entry for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.name not in JUNK]
+    for entry in kept:
+        if _unwritable(entry.name) and (Path(entry.name).suffix.lower() in SUFFIXES or entry.is_dir()):
+            raise UsageError(
+                f"The name {entry.name!r} in {folder} is not UTF-8 or holds a control character such as a line break; "
+                "no list could name it. Rename it (in an archive: unpack it by hand and give the folder with --from)."
+            )
+    return sorted((entry.name for entry in kept), key=lambda name: (natural_key(name), name))
+
+
+def _unwritable(name: str) -> bool:
+    """Whether a name has parts of undecodable bytes (Cs) or control characters (Cc)."""
+    return any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
 
 
 def _pictures(folder: Path) -> list[str]:
-    from bench.image import is_picture
-
-    return [name for name in _names(folder) if is_picture(folder / name)]
+    return [name for name in _names(folder) if Path(name).suffix.lower() in SUFFIXES and (folder / name).is_file()]
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -96,11 +113,29 @@ def _below(folder: Path, depth: int = 16) -> Iterator[Path]:
 
 
 def _layout(card: DatasetCard, sources: Sequence[Path]) -> str:
+    """The card's layout; for `auto` the one that the folders have, by the rule that reads them later."""
     if card.layout != "auto":
         return card.layout
-    if any(folder.name in _roles(card).values() for level in _levels(sources) for folder in level):
-        return "paired"
-    return "identity_folders" if _identity_roots(card, sources) else "flat"
+    roles = _roles(card).values()
+    layouts = {
+        source: "paired" if source.name in roles else layout_of(card, _unwrapped(card, source))
+        for source in sources
+        if any(True for _ in _below(source))
+    }
+    if len(set(layouts.values())) > 1:
+        said = ", ".join(f"{source} ({layout})" for source, layout in layouts.items())
+        raise UsageError(f"These have different layouts: {said}. Prepare them apart, each with its own --to.")
+    return next(iter(layouts.values()), "flat")
+
+
+def _unwrapped(card: DatasetCard, folder: Path) -> Path:
+    """The folder inside those that hold nothing but one folder of folders."""
+    for _ in range(DEEPEST):
+        inner = [own for own in _folders(folder) if any(True for _ in _below(own))]
+        if _pictures(folder) or len(inner) != 1 or inner[0].name in _roles(card).values() or _pictures(inner[0]):
+            break
+        folder = inner[0]
+    return folder
 
 
 def _find_lists(card: DatasetCard, sources: Sequence[Path], lists: Sequence[Path], found: Gathered) -> list[Path]:
@@ -126,19 +161,21 @@ def _find_lists(card: DatasetCard, sources: Sequence[Path], lists: Sequence[Path
 
 def _records(sources: Sequence[Path]) -> Path | None:
     """The `.rec` file of pictures, where there is one."""
-    for level in _levels(sources):
-        files = [folder / name for folder in level for name in _names(folder) if name.lower().endswith(".rec")]
-        if files:
-            preferred = [path for path in files if path.stem == "train"] or files
-            if len(preferred) > 1:
-                raise UsageError(f"There are several record files ({_shown(files[:SHOWN])}). Give --from one's folder.")
-            return preferred[0]
-    return None
+    preferred: list[Path] = []
+    for source in sources:
+        for level in _levels([source]):
+            files = [folder / name for folder in level for name in _names(folder) if name.lower().endswith(".rec")]
+            if files:
+                preferred += [path for path in files if path.stem == "train"] or files
+                break
+    if len(preferred) > 1:
+        raise UsageError(f"There are several record files ({_shown(preferred[:SHOWN])}). Give --from one's folder.")
+    return preferred[0] if preferred else None
 
 
-def _identity_roots(card: DatasetCard, sources: Sequence[Path]) -> list[Path]:
+def _identity_roots(card: DatasetCard, source: Path) -> list[Path]:
     """The uppermost folders that hold folders of people."""
-    for level in _levels(sources):
+    for level in _levels([source]):
         roots = [folder for folder in level if any(True for _ in _people(card, folder))]
         if roots:
             return roots
@@ -156,7 +193,7 @@ def _people(card: DatasetCard, folder: Path) -> Iterator[tuple[Path, list[str]]]
 
 
 def _identity_folders(card: DatasetCard, sources: Sequence[Path], found: Gathered) -> None:
-    roots = _identity_roots(card, sources)
+    roots = [root for source in sources for root in _identity_roots(card, source)]
     if not roots:
         raise UsageError(
             f"{_shown(sources)} is not the layout of {card.name}. Expected: one folder per person whose name matches "
@@ -196,21 +233,28 @@ def _paired(card: DatasetCard, sources: Sequence[Path], found: Gathered) -> None
     roles = _roles(card)
     present = {}
     for role, name in roles.items():
-        for level in _levels(sources):
-            folders = [folder for folder in level if folder.name == name and any(True for _ in _below(folder))]
-            if len(folders) > 1:
-                raise UsageError(f"There are several folders {name}: {', '.join(map(str, folders))}. Give --from one.")
-            if folders:
-                present[role] = folders[0]
-                break
+        folders = [folder for source in sources for folder in _uppermost(source, name)]
+        if len(folders) > 1:
+            raise UsageError(f"There are several folders {name}: {_shown(folders)}. Give --from one.")
+        if folders:
+            present[role] = folders[0]
     needed = "ground_truth" if card.contents == "ground_truth" else "lq"
-    if needed not in present:
+    if needed not in present and not (card.layout == "auto" and "lq" in present):
         raise UsageError(
             f"{_shown(sources)} is not the layout of {card.name}. Expected: folders {', '.join(roles.values())} with "
             f"pictures of the same names, {roles.get(needed, needed)} at least. Found: {_described(sources)}."
         )
     for role, folder in present.items():
         found.pictures += [(path, f"{roles[role]}/{path.relative_to(folder).as_posix()}") for path in _below(folder)]
+
+
+def _uppermost(source: Path, name: str) -> list[Path]:
+    """The uppermost folders of a name that hold pictures."""
+    for level in _levels([source]):
+        folders = [folder for folder in level if folder.name == name and any(True for _ in _below(folder))]
+        if folders:
+            return folders
+    return []
 
 
 def _landmarks(found: Gathered) -> None:
@@ -229,8 +273,19 @@ def _refuse_collisions(found: Gathered) -> None:
         seen[target] = path
 
 
-def _shown(sources: Sequence[Path]) -> str:
-    return ", ".join(map(str, sources))
+def _refuse_useless(card: DatasetCard, sources: Sequence[Path], found: Gathered) -> None:
+    files = [path for path, _ in (*found.pictures, *found.others)] + ([found.records] if found.records else [])
+    used = {parent for path in files for parent in path.parents}
+    for source in sources:
+        if source not in used:
+            raise UsageError(
+                f"Nothing in {source} fits the layout of {card.name} beside the rest. Found: {_described([source])}. "
+                "Leave it out, or prepare it apart with its own --to."
+            )
+
+
+def _shown(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths))
 
 
 def _described(sources: Sequence[Path]) -> str:

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.data.gather import SUFFIXES
 from bench.data.prepare import read_record, staging_folder
 from bench.errors import BenchError, MissingError
 from bench.paths import bench_home
 from bench.protocol.card import DatasetCard, card_names, data_root, load_card
 
 MOST_COUNTED = 200_000
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _count(root: Path, photo_pattern: str) -> int:
     count, pattern = 0, re.compile(photo_pattern)
     for _, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        pictures = (name for name in names if name.lower().endswith(_SUFFIXES) and not name.startswith("."))
+        pictures = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
         count += sum(pattern.fullmatch(name) is not None for name in pictures)
         if count >= MOST_COUNTED:
             break

@@ -2,7 +2,8 @@
 
 Everything happens in `.<name>.preparing` beside the target. One rename makes the finished folder appear, with
 `prepared.json` in it, so that half a data set is never taken for a whole one. The same call goes on where a killed
-one stopped; of two at once, the second waits.
+one stopped; of two at once, the second waits. The empty `.<name>.lock` they wait at stays: removing it would let a
+third one in.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from typing import Any
 
 from bench import __version__
 from bench.data import download
-from bench.data.archive import archive_kind, extract
+from bench.data.archive import extract
 from bench.data.gather import Gathered, gather
-from bench.data.sources import Source, find_sources
+from bench.data.sources import Source, find_sources, require_utf8
 from bench.errors import MissingError, UsageError, unknown_name
 from bench.files import sha256_bytes, sha256_file, write_bytes, write_json, write_text
 from bench.paths import bench_home
@@ -32,6 +33,7 @@ from bench.protocol.card import DatasetCard, load_card
 
 RECORD = "prepared.json"
 SUMS = "SHA256SUMS"
+MOST_NAMED = 5
 _DECISIVE = (
     "layout",
     "contents",
@@ -100,21 +102,25 @@ def prepare(
     """
     card = load_card(name)
     target = (target or bench_home() / "data" / name).expanduser().absolute()
+    require_utf8(str(target))
     if not given and (record := read_record(target)) is not None:
         return Prepared(target, record, fresh=False)
     with _explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(target):
             sources = find_sources(card, given, sha256)
-            if (record := _existing(card, target, sources)) is not None:
+            record = _existing(card, target, sources)
+            if fresh := record is None:
+                try:
+                    record = _make(card, target, sources, link, workers)
+                except UsageError as error:
+                    # The same call would fail again: nothing is worth keeping, and nothing of it is named.
+                    shutil.rmtree(staging_folder(target), ignore_errors=True)
+                    raise UsageError(_as_given(str(error), target, sources)) from error
+            else:
                 shutil.rmtree(staging_folder(target), ignore_errors=True)  # a kill after the last rename leaves it
-                return Prepared(target, record, fresh=False)
-            try:
-                return Prepared(target, _make(card, target, sources, link, workers), fresh=True)
-            except UsageError:
-                # The same call would fail again: nothing is worth keeping.
-                shutil.rmtree(staging_folder(target), ignore_errors=True)
-                raise
+            download.lock_hashes({one.locked_as: one.sha256 for one in sources if one.locked_as and one.sha256})
+            return Prepared(target, record, fresh)
 
 
 @contextmanager
@@ -160,6 +166,9 @@ def _existing(card: DatasetCard, target: Path, sources: list[Source]) -> dict[st
         )
     if record["card_sha256"] == card_hash(card) and record["key"] == _key(card, sources):
         return record
+    if [source["path"] for source in record["sources"]] == [source.path for source in sources]:
+        changed = f"{_shown_sources(sources)} or its data card changed since {target} was made from it"
+        raise UsageError(f"{changed}. Move {target} away to make it anew, or give --to another folder.")
     raise UsageError(
         f"{target} was made from something else ({', '.join(source['given'] for source in record['sources'])}) or with "
         "another data card. Move it away, or give --to another folder."
@@ -167,7 +176,7 @@ def _existing(card: DatasetCard, target: Path, sources: list[Source]) -> dict[st
 
 
 def _key(card: DatasetCard, sources: list[Source]) -> str:
-    identity = [source.sha256 or source.path for source in sources]
+    identity = [source.sha256 or f"{source.path} {source.files}" for source in sources]
     return sha256_bytes(json.dumps([card.name, card_hash(card), sorted(identity)]).encode())
 
 
@@ -182,7 +191,14 @@ def _make(card: DatasetCard, target: Path, sources: list[Source], link: bool, wo
     content.mkdir(parents=True, exist_ok=True)
     write_json(started, {"key": key})
     shutil.rmtree(staging / "unfinished", ignore_errors=True)
-    pictures, others = _plan(card, staging, sources)
+    pictures, others, not_taken = _plan(card, staging, sources)
+    if not_taken:
+        first = _as_given(", ".join(not_taken[:MOST_NAMED]), target, sources)
+        print(  # noqa: T201
+            f"bench: {len(not_taken)} pictures do not fit the layout of {card.name} and are left out: {first}"
+            f"{', …' if len(not_taken) > MOST_NAMED else ''}",
+            file=sys.stderr,
+        )
     skipped = []
     if card.align:
         from bench.data.aligning import align_pictures
@@ -200,49 +216,66 @@ def _make(card: DatasetCard, target: Path, sources: list[Source], link: bool, wo
         others = [*others, *pictures]
     for path, name in counted(others, "placed"):
         _place(path, content / name, staging, link)
-    return _finish(card, target, staging, sources, skipped, link)
+    unplaced = {"count": len(not_taken), "first": [_as_given(path, target, sources) for path in not_taken[:MOST_NAMED]]}
+    return _finish(card, target, staging, sources, skipped, unplaced, link)
 
 
 def _plan(
     card: DatasetCard, staging: Path, sources: list[Source]
-) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
-    """Which file goes where; decided once, because files leave the staging folder on their way."""
+) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]], list[str]]:
+    """Which file goes where, and which nowhere; decided once, because files leave the staging folder on their way."""
     plan = staging / "plan.json"
     if not plan.is_file():
-        folders = [
-            _unpacked(card, source, staging, number) for number, source in enumerate(sources) if source.kind != "list"
-        ]
+        folders = [_unpacked(source, staging, number) for number, source in enumerate(sources) if source.kind != "list"]
         lists = [Path(source.path) for source in sources if source.kind == "list"]
         found = gather(card, folders, lists)
         if found.records is not None:
-            others = found.others
+            beside = found
             found = gather(card, [_unpack_records(found.records, staging)], lists)
-            found.others = [*others, *found.others]
+            found.others = [*beside.others, *found.others]
+            found.not_taken = [*beside.not_taken, *found.not_taken]
         _write_plan(plan, found)
     content = json.loads(plan.read_text("utf-8"))
     pictures, others = ([(Path(path), name) for path, name in content[part]] for part in ("pictures", "others"))
-    return pictures, others
+    return pictures, others, content["not_taken"]
 
 
 def _write_plan(plan: Path, found: Gathered) -> None:
     parts = {"pictures": found.pictures, "others": found.others}
-    write_json(plan, {part: [[str(path), name] for path, name in files] for part, files in parts.items()})
+    content: dict[str, Any] = {part: [[str(path), name] for path, name in files] for part, files in parts.items()}
+    write_json(plan, {**content, "not_taken": [str(path) for path in found.not_taken]})
 
 
-def _unpacked(card: DatasetCard, source: Source, staging: Path, number: int) -> Path:
-    """The folder itself, or the one that an archive was unpacked into, named like the archive."""
+def _unpacking(staging: Path, number: int, archive: Path) -> Path:
+    """The folder that an archive is unpacked into, named like the archive."""
+    name = archive.name
+    for suffix in (".gz", ".bz2", ".xz", ".tar", ".tgz", ".zip"):
+        name = name.removesuffix(suffix)
+    return staging / "unpacked" / str(number) / (name or archive.name)
+
+
+def _as_given(message: str, target: Path, sources: list[Source]) -> str:
+    """A message about folders that are gone when it is read, in the user's own names."""
+    staging = staging_folder(target)
+    for number, source in enumerate(sources):
+        message = message.replace(str(_unpacking(staging, number, Path(source.path))), source.path)
+    return message.replace(str(staging / "content"), str(target)).replace(str(staging / "unpacked"), "the record file")
+
+
+def _shown_sources(sources: list[Source]) -> str:
+    return ", ".join(source.given for source in sources)
+
+
+def _unpacked(source: Source, staging: Path, number: int) -> Path:
+    """The folder itself, or the one that an archive was unpacked into."""
     path = Path(source.path)
     if source.kind == "folder":
         return path
-    kind = archive_kind(path) or ""
-    stem = path.name.removesuffix(f".{kind}").removesuffix(".tgz").removesuffix(".zip").removesuffix(".tar")
-    folder = staging / "unpacked" / str(number) / stem
+    folder = _unpacking(staging, number, path)
     done = staging / f"unpacked-{number}"
     if not done.is_file():
         print(f"bench: unpacking {path}", file=sys.stderr)  # noqa: T201
         count = extract(path, folder)
-        if source.sha256 and not source.verified:
-            download.lock_archive(card.name, path, source.sha256)
         write_text(done, f"{count}\n")
     return folder
 
@@ -290,7 +323,13 @@ def _place(path: Path, target: Path, staging: Path, link: bool) -> None:
 
 
 def _finish(
-    card: DatasetCard, target: Path, staging: Path, sources: list[Source], skipped: list[dict[str, str]], link: bool
+    card: DatasetCard,
+    target: Path,
+    staging: Path,
+    sources: list[Source],
+    skipped: list[dict[str, str]],
+    not_taken: dict[str, Any],
+    link: bool,
 ) -> dict[str, Any]:
     """Counts and hashes what is there, writes `prepared.json` last, and lets the folder appear."""
     from bench.protocol.layout import list_photos
@@ -324,6 +363,7 @@ def _finish(
         "identities": len({photo.identity for photo in photos}),
         "sums_sha256": sha256_bytes(sums.encode()),
         "skipped": skipped,
+        "not_taken": not_taken,
         "prepared_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
     }

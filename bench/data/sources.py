@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,9 @@ class Source:
         sha256: Hash of a file; None for a folder.
         bytes: Size of a file; None for a folder.
         verified: Whether the card or the user knew the hash beforehand.
+        files: Hash of the names, sizes and times of a folder's files; None for a file.
+        locked_as: Under which name the hash is locked once the data set is made: that of a file of the card whose
+            hash nobody knows; None otherwise.
     """
 
     given: str
@@ -31,6 +36,8 @@ class Source:
     sha256: str | None = None
     bytes: int | None = None
     verified: bool = False
+    files: str | None = None
+    locked_as: str | None = None
 
 
 def find_sources(card: DatasetCard, given: Sequence[str], sha256: str | None) -> list[Source]:
@@ -54,13 +61,41 @@ def find_sources(card: DatasetCard, given: Sequence[str], sha256: str | None) ->
     return [_source(card, one, sha256) for one in given]
 
 
+def require_utf8(path: str) -> None:
+    """Refuses a path that no list or record could name.
+
+    Raises:
+        UsageError: It is not UTF-8.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"The path {path!r} is not UTF-8: no record could name it. Rename it.") from None
+
+
+def _state(folder: Path) -> str:
+    """Hash of the names, sizes and times of all files in a folder; hidden ones do not count."""
+    digest, visited = hashlib.sha256(), set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in visited else sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names) if real not in visited else ():
+            path = os.path.join(place, name)  # noqa: PTH118
+            if not name.startswith(".") and os.path.isfile(path):  # noqa: PTH113
+                status = os.stat(path)  # noqa: PTH116
+                line = f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+                digest.update(line.encode("utf-8", "surrogateescape"))
+        visited.add(real)
+    return digest.hexdigest()
+
+
 def _source(card: DatasetCard, given: str, sha256: str | None) -> Source:
+    require_utf8(given)
     if download.is_url(given):
         known = next((file for file in card.files if file.get("url") == given), None)
-        known = known or {}
-        target = download.downloads_folder(card.name) / download.file_name(known.get("name") or download.name_of(given))
+        name = download.file_name((known or {}).get("name") or download.name_of(given))
         try:
-            path = download.fetch(given, target, known.get("bytes"))
+            path = download.fetch(given, download.downloads_folder(card.name) / name, (known or {}).get("bytes"))
         except (MissingError, UsageError) as error:
             raise type(error)(f"{error} How to get {card.name}: {card.obtain}") from error
     else:
@@ -71,11 +106,12 @@ def _source(card: DatasetCard, given: str, sha256: str | None) -> Source:
     if path.is_dir():
         if sha256:
             raise UsageError(f"--sha256 is the hash of an archive, but {path} is a folder.")
-        return Source(given, str(path), "folder")
+        return Source(given, str(path), "folder", files=_state(path))
     if not path.is_file():
         raise MissingError(f"--from {given} is not there. Give an archive, a folder or an address.")
     rules = (card.identities_from or {}, card.references_from or {})
     if path.name in {Path(rule["file"]).name for rule in rules if "file" in rule}:
         return Source(given, str(path), "list", sha256_file(path), path.stat().st_size)
     digest, verified = download.check_archive(card.name, path, known, sha256)
-    return Source(given, str(path), "archive", digest, path.stat().st_size, verified)
+    locked_as = f"{card.name}/{known['name']}" if known and not verified else None
+    return Source(given, str(path), "archive", digest, path.stat().st_size, verified, locked_as=locked_as)

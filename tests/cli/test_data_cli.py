@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -84,7 +85,7 @@ def test_prepare_and_verify(source: Path, tmp_path: Path, monkeypatch, capsys) -
     assert main(["data", "prepare", "made", "--from", str(archive)]) == 0
     shown = capsys.readouterr()
     assert "12 pictures of 3 identities" in shown.out
-    assert "unverified, locked to sha256" in shown.err
+    assert f"unverified: {archive}: sha256 {hashlib.sha256(archive.read_bytes()).hexdigest()}" in shown.out
     assert main(["data", "prepare", "made", "--from", str(archive), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["made_now"] is False
     assert main(["data", "verify", "made"]) == 0

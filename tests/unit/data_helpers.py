@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import io
 import os
+import shutil
 import struct
 import threading
 from collections.abc import Iterator
@@ -13,8 +15,12 @@ from pathlib import Path
 from unittest import mock
 
 import yaml
+from PIL import Image
 
 import bench.protocol.card as card_module
+
+PEOPLE = ("s1", "s2", "s3")
+EXPECTED = {f"{person}/{number}.png" for person in PEOPLE for number in range(1, 5)}
 
 
 @dataclass
@@ -161,3 +167,36 @@ def write_records(path: Path, faces: list[tuple[int, bytes]], index: bool = True
     path.write_bytes(bytes(out))
     if index:
         path.with_suffix(".idx").write_text("".join(f"{key}\t{offset}\n" for key, offset in enumerate(offsets)))
+
+
+def png(path: Path) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(path).resize((64, 64)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def wrapped_people(source: Path, orl_root: Path) -> Path:
+    """Identity folders in two wrapping folders, with what computers leave behind."""
+    inner = source / "download" / "Faces"
+    for person in PEOPLE:
+        for number in range(1, 5):
+            put(inner / person / f"{number}.png", png(orl_root / person / f"{number}.pgm"))
+    put(inner / "s1" / "1.png.txt", b"1 2\n" * 68)
+    put(inner / "s1" / ".DS_Store", b"x")
+    put(inner / "s1" / "notes.txt", b"x")
+    put(source / "__MACOSX" / "s9" / "1.png", b"x")
+    put(source / "download" / "README.md", b"x")
+    return source
+
+
+def zipped(folder: Path, target: Path) -> Path:
+    return Path(shutil.make_archive(str(target.with_suffix("")), "zip", folder))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

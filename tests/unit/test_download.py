@@ -164,13 +164,17 @@ def test_hashes_are_checked_or_locked(own_home: Path, tmp_path: Path, capsys) ->
         download.check_archive("faces", archive, None, "1" * 64)
     with pytest.raises(UsageError, match="truncated"):
         download.check_archive("faces", archive, {"bytes": len(CONTENT) + 1}, None)
-    assert download.check_archive("faces", archive, {"sha256": None}, None) == (digest, False)
-    download.lock_archive("faces", archive, digest)
+    known = {"name": "set.zip", "sha256": None}
+    assert download.check_archive("faces", archive, known, None) == (digest, False)
+    download.lock_hashes({"faces/set.zip": digest})
     assert f"locked to sha256 {digest}" in capsys.readouterr().err
+    download.lock_hashes({"faces/set.zip": "0" * 64})
     assert json.loads((own_home / "downloads" / "locks.json").read_text()) == {"faces/set.zip": digest}
+    assert capsys.readouterr().err == ""
     archive.write_bytes(CONTENT[:-1])
     with pytest.raises(UsageError, match="not the file that was used before"):
-        download.check_archive("faces", archive, None, None)
+        download.check_archive("faces", archive, known, None)
+    assert download.check_archive("faces", archive, None, None)[1] is False
 
 
 def test_probing_downloads_nothing(server: Server) -> None:
