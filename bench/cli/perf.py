@@ -11,17 +11,19 @@ EXAMPLES = """examples:
   bench perf method=refine trainer.threads=2 --json
   bench perf degradation=gfpgan
   bench perf degradation=all size=512 images=8 threads=1
+  bench perf metrics=offline images=1000 size=512
 
 Pictures are random and nothing is scored; absent weights are replaced by random ones, and the output
 says so. Without size=... it measures demo, and paper where there is a GPU. Degradations are timed beside
-the functions of BasicSR and OpenCV that do the same, where BasicSR is installed."""
+the functions of BasicSR and OpenCV that do the same, where BasicSR is installed; metrics beside the loop of
+pyiqa's documentation (loop=100 pictures of it)."""
 
 DEGRADATION_OPTIONS = {"size": 512, "images": 16, "threads": 1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.usage = "bench perf method=NAME|degradation=NAME [size=NAME|PIXELS] [key=value ...] [--seconds S] [--json]"
+    parser.usage = "bench perf method=NAME|degradation=NAME|metrics=offline [size=NAME|PIXELS] [key=value ...] [--seconds S] [--json]"
     parser.add_argument(
         "--seconds", type=float, default=20.0, help="time for each of the two timings of a method (default: 20)"
     )
@@ -31,8 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures."""
-    if any(word.partition("=")[0] == "degradation" for word in arguments.overrides):
+    kinds = {word.partition("=")[0] for word in arguments.overrides}
+    if "degradation" in kinds:
         return _run_degradation(arguments)
+    if "metrics" in kinds and "method" not in kinds:
+        from bench.runs.panel_benchmark import run_words
+
+        return run_words(arguments.overrides, arguments.json)
     return _run_method(arguments)
 
 
