@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
 #: Where ArcFace-aligned 112 px crops have the eyes, the nose and the mouth corners (x, y in pixels).
@@ -17,7 +19,9 @@ ARCFACE_112 = (
 )
 
 
-def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+def similarity(
+    source: np.ndarray | Sequence[Sequence[float]], target: np.ndarray | Sequence[Sequence[float]]
+) -> np.ndarray:
     """Least-squares similarity without reflection (Umeyama 1991) from `source` to `target`.
 
     Args:

@@ -29,7 +29,7 @@ class _Learned(NetworkMetric):
     higher_is_better: ClassVar[bool | None] = True
     needs = ()
     cost: ClassVar[Cost] = "high"
-    packages = (("pyiqa", "pyiqa"),)
+    packages: ClassVar[tuple[tuple[str, str], ...]] = (("pyiqa", "pyiqa"),)
     how: ClassVar[str]
 
     @property
@@ -201,7 +201,9 @@ def _clip_state(path: Path) -> dict[str, Any]:
     from bench.errors import UsageError
 
     try:
-        archive = torch.jit.load(str(path), map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            archive = torch.jit.load(str(path), map_location="cpu")
     except RuntimeError:
         state: dict[str, Any] = read_state(path)
     else:

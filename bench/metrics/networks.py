@@ -60,7 +60,8 @@ class NetworkMetric(Metric):
         from bench.weights import catalogue
 
         files = tuple(catalogue.locate(name) for name in self.weights)
-        return _shared_network(type(self), files, tuple(path.stat().st_mtime_ns for path in files), device)
+        times = tuple(path.stat().st_mtime_ns for path in files)
+        return _shared_network(type(self), files, times, device)  # type: ignore[arg-type]
 
     def score_batch(self, batch: ScoringBatch) -> list[Score]:
         """As for every metric; a file that does not fit its network leaves nulls with that reason."""
@@ -71,8 +72,8 @@ class NetworkMetric(Metric):
 
 
 @cache
-def _shared_network(kind: type[NetworkMetric], files: tuple[Path, ...], _: tuple[int, ...], device: str) -> nn.Module:
-    network = kind().build(*files).eval().to(device)
+def _shared_network(kind: Any, files: tuple[Path, ...], _: tuple[int, ...], device: str) -> nn.Module:
+    network: nn.Module = kind().build(*files).eval().to(device)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network
