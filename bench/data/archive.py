@@ -28,7 +28,14 @@ from bench.errors import MissingError, UsageError
 
 BLOCK = 1 << 20
 PARTIAL = ".unpacking"
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+#: Bytes of a tar before a member and after the last one: long names and PAX headers, and zeros.
+MOST_HEADER = 1 << 20
+MOST_PADDING = 1 << 24
+#: Folders above a file, and bytes of a name: what file systems take, with room for where the data set lies.
+MOST_FOLDERS = 32
+MOST_NAME = 255
+MOST_PATH = 1024
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,31 @@ class _Member:
     path: str
     size: int
     open: Callable[[], IO[bytes]]
+
+
+class _Metered:
+    """A stream that gives no more than it was allowed to: `tarfile` reads headers whole, whatever their size."""
+
+    def __init__(self, stream: IO[bytes], archive: Path, total: int) -> None:
+        self._stream, self._archive, self._total = stream, archive, total
+        self._step = 0
+
+    def allow(self, size: int) -> None:
+        """Allows so many bytes from here on, within the total."""
+        self._step = size
+
+    def read(self, size: int) -> bytes:
+        block = self._stream.read(size)
+        self._step -= len(block)
+        self._total -= len(block)
+        if self._step < 0:
+            raise _bomb(
+                self._archive,
+                f"the headers of one member, or the zeros at its end, are larger than {MOST_HEADER:,} bytes",
+            )
+        if self._total < 0:
+            raise _bomb(self._archive, "it unpacks to far more, far larger than its size explains")
+        return block
 
 
 def archive_kind(path: Path) -> str | None:
@@ -110,6 +142,8 @@ def extract(archive: Path, folder: Path, limits: Limits | None = None) -> int:
                 _claim(member.path, seen, archive)
                 count += 1
                 written += _write(member, folder / member.path, archive, allowed - written)
+    except RecursionError as error:
+        raise _bomb(archive, "it nests headers in headers") from error
     except _DAMAGE as error:
         raise UsageError(f"{archive} is damaged or truncated: {error}. Remove it and download it again.") from error
     except OSError as error:
@@ -157,10 +191,14 @@ def _members(archive: Path, kind: str, limits: Limits, allowed: int, folder: Pat
     opener: dict[str, Callable[..., Any]] = {"tar.gz": gzip.open, "tar.bz2": bz2.open, "tar.xz": lzma.open, "tar": open}
     if kind == "tar":
         _require_end_mark(archive)
-    with opener[kind](archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-        yield _tar_members(tar, archive, limits)
+    with opener[kind](archive, "rb") as unpacked:
+        stream = _Metered(unpacked, archive, allowed + MOST_PADDING)
+        stream.allow(MOST_HEADER)
+        with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
+            yield _tar_members(tar, stream, archive, limits)
         # What follows the end mark is read too: only then are checksum and length of the compression checked. A broken
         # header in the middle passes for the end mark.
+        stream.allow(MOST_PADDING)
         while block := stream.read(BLOCK):
             if block.strip(b"\x00"):
                 raise tarfile.ReadError("there is data after its end mark")
@@ -176,17 +214,28 @@ def _zip_members(zipped: zipfile.ZipFile, entries: list[zipfile.ZipInfo], archiv
             continue
         if entry.flag_bits & 1:
             raise UsageError(f"{archive} needs a password. Unpack it by hand and give the folder with --from.")
-        yield _Member(path, entry.file_size, partial(zipped.open, entry))
+        yield _Member(path, entry.file_size, partial(_zip_opened, zipped, entry, archive))
 
 
-def _tar_members(tar: tarfile.TarFile, archive: Path, limits: Limits) -> Iterator[_Member]:
+def _zip_opened(zipped: zipfile.ZipFile, entry: zipfile.ZipInfo, archive: Path) -> IO[bytes]:
+    try:
+        return zipped.open(entry)
+    except NotImplementedError as error:
+        raise UsageError(
+            f"{archive} is packed in a way that Python cannot read (compression method {entry.compress_type}; Windows "
+            "packs large archives with method 9, Deflate64). Unpack it by hand and give the folder with --from."
+        ) from error
+
+
+def _tar_members(tar: tarfile.TarFile, stream: _Metered, archive: Path, limits: Limits) -> Iterator[_Member]:
     for number, entry in enumerate(tar):
         tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
         if number >= limits.members:
             raise _bomb(archive, f"it holds more than {limits.members:,} members")
-        if not (entry.isreg() or entry.isdir()):
-            raise _unsafe(archive, entry.name, "is a link or a device")
+        if not (entry.isreg() or entry.isdir()) or entry.issparse():
+            raise _unsafe(archive, entry.name, "is a link, a device or a sparse file")
         path = _safe_path(entry.name, archive)
+        stream.allow(MOST_HEADER + (entry.size if entry.isreg() else 0))
         if entry.isreg():
             yield _Member(path, entry.size, partial(_opened, tar, entry))
 
@@ -216,6 +265,10 @@ def _safe_path(name: str, archive: Path) -> str:
     parts = PurePosixPath(slashed).parts
     if ".." in parts:
         raise _unsafe(archive, name, "leads out of the folder")
+    lengths = [len(part.encode("utf-8", "surrogateescape")) for part in parts]
+    if len(parts) > MOST_FOLDERS or max(lengths, default=0) > MOST_NAME or sum(lengths) > MOST_PATH:
+        shown = name if len(name) <= MOST_NAME else f"{name[:MOST_NAME]}…"
+        raise _unsafe(archive, shown, "has a name that is too long or lies in too many folders")
     return "/".join(parts)
 
 

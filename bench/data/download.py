@@ -249,8 +249,8 @@ def check_archive(card: str, path: Path, known: dict[str, Any] | None, expected:
     Raises:
         UsageError: It is not the file that was expected; the message says whose expectation it was.
     """
-    locked = _locks().get(f"{card}/{known['name']}") if known else None
     known = known or {}
+    locked = _locks().get(f"{card}/{known['name']}") if known.get("name") else None
     size = path.stat().st_size
     if known.get("bytes") is not None and size != known["bytes"]:
         kind = "truncated" if size < known["bytes"] else "another file"

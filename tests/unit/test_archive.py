@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import random
 import stat
 import struct
+import subprocess
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -96,6 +99,10 @@ MALICIOUS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "tar case": ("upper and lower case", lambda p: make_tar(p, [("a/B.png", b"1"), ("A/b.png", b"2")])),
     "tar twice": ("overwrite", lambda p: make_tar(p, [("a.png", b"1"), ("a.png", b"2")])),
     "tar accents": ("overwrite", lambda p: make_tar(p, [("é.png", b"1"), ("é.png", b"2")])),
+    "tar depth": ("too many folders", lambda p: make_tar(p, [("/".join(["d"] * 1500) + "/1.png", b"x")])),
+    "tar long name": ("too long", lambda p: make_tar(p, [("x" * 300 + ".png", b"x")])),
+    "tar sparse": ("sparse", lambda p: make_tar(p, [(tar_entry("a", tarfile.GNUTYPE_SPARSE), b"")])),
+    "zip depth": ("too many folders", lambda p: make_zip(p, [("d/" * 1500 + "1.png", b"x")])),
     "tar file and folder": ("both a file and a folder", lambda p: make_tar(p, [("a", b"1"), ("a/b", b"2")])),
     "zip dots": ("leads out", lambda p: make_zip(p, [("../evil", b"x")])),
     "zip backslash dots": ("leads out", lambda p: make_zip(p, [("a\\..\\..\\evil", b"x")])),
@@ -124,6 +131,79 @@ def test_bombs_are_refused_before_they_fill_the_disk(tmp_path: Path, kind: str) 
     with pytest.raises(UsageError, match=r"announce|far larger"):
         extract(archive, tmp_path / "out", Limits(free=1 << 20, ratio=20))
     assert sum(len(content) for content in unpacked(tmp_path / "out").values()) <= 1 << 20
+
+
+def raw_header(kind: bytes, size: int) -> bytes:
+    info = tar_entry("x", kind)
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def pax_record(size: int) -> bytes:
+    """One PAX record of so many bytes."""
+    return f"{size} comment=".encode() + b"a" * (size - len(f"{size} comment=") - 1) + b"\n"
+
+
+MEMBER = raw_header(tarfile.REGTYPE, 0)
+END = bytes(1024)
+PEAK = """
+import resource, sys
+from pathlib import Path
+from bench.data.archive import extract
+from bench.errors import UsageError
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    extract(Path(sys.argv[1]), Path(sys.argv[2]))
+except UsageError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, b"zeros"])
+def test_endless_headers_and_zeros_take_no_memory(tmp_path: Path, kind: bytes) -> None:
+    size = 256 << 20
+    with gzip.open(tmp_path / "set.tar.gz", "wb", compresslevel=1) as stream:
+        if kind == b"zeros":
+            stream.write(MEMBER + END)
+        else:
+            stream.write(raw_header(kind, size) + f"{size} comment=".encode())
+        for _ in range(size >> 20):
+            stream.write(bytes(1 << 20) if kind == b"zeros" else b"a" * (1 << 20))
+    words = [sys.executable, "-c", PEAK, str(tmp_path / "set.tar.gz"), str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    assert "headers of one member, or the zeros" in done.stdout
+    assert int(done.stdout.split()[-1]) < 64
+
+
+def test_headers_within_headers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "set.tar").write_bytes((raw_header(tarfile.XHDTYPE, 512) + pax_record(512)) * 900 + MEMBER + END)
+    with pytest.raises(UsageError, match="headers"):
+        extract(tmp_path / "set.tar", tmp_path / "out")
+
+
+def test_the_headers_that_archives_have_are_read(tmp_path: Path) -> None:
+    name = "/".join(["d" * 120] * 3) + "/ü.png"
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        with tarfile.open(tmp_path / "set.tar", "w", format=form) as tar:
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = 3, {"comment": "x" * 100_000}
+            tar.addfile(info, io.BytesIO(b"one"))
+        # 4 MiB of zeros at the end, as tapes have
+        with (tmp_path / "set.tar").open("ab") as stream:
+            stream.write(bytes(4 << 20))
+        assert extract(tmp_path / "set.tar", tmp_path / f"out{form}") == 1
+        assert unpacked(tmp_path / f"out{form}") == {name: b"one"}
+
+
+def test_a_method_that_python_cannot_read_is_named(tmp_path: Path) -> None:
+    content = bytearray(make_zip(tmp_path / "set.zip", [("a.png", b"x" * 50)]).read_bytes())
+    struct.pack_into("<H", content, 8, 9)
+    struct.pack_into("<H", content, content.index(b"PK\x01\x02") + 10, 9)
+    (tmp_path / "set.zip").write_bytes(bytes(content))
+    with pytest.raises(UsageError, match=r"method 9.*Deflate64.*by hand") as caught:
+        extract(tmp_path / "set.zip", tmp_path / "out")
+    assert "damaged" not in str(caught.value)
 
 
 def test_a_zip_that_lies_about_its_sizes_is_refused(tmp_path: Path) -> None:
