@@ -18,7 +18,7 @@ from bench.errors import UsageError
 
 BAYER_PATTERNS = ("RGGB", "BGGR", "GRBG", "GBRG")
 CURVE_ENTRIES = 1024
-SMALLEST_SIDE = 4
+SMALLEST_MOSAIC = 4
 CHANNELS = "RGB"
 
 # Linear sRGB to CIE XYZ, D65.
@@ -224,9 +224,9 @@ def demosaic(sites: Tensor, pattern: str, zero_border: bool = False) -> Tensor:
         UsageError: Unknown pattern, or a side below 4 px.
     """
     height, width = sites.shape[2:]
-    if min(height, width) < SMALLEST_SIDE:
+    if min(height, width) < SMALLEST_MOSAIC:
         raise UsageError(
-            f"A picture of {height}x{width} px is too small to be demosaiced; {SMALLEST_SIDE} px at least."
+            f"A picture of {height}x{width} px is too small to be demosaiced; {SMALLEST_MOSAIC} px at least."
         )
     # One more row and column complete the last tile of an odd side.
     margins = (2, 2 + width % 2, 2, 2 + height % 2)

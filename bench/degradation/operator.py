@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from bench.errors import UsageError
+from bench.errors import UsageError, unknown_name
 
 Parameters = dict[str, Any]
 Step = dict[str, Any]
@@ -60,19 +60,62 @@ class Operator:
         raise NotImplementedError
 
 
-def check_range(operator: str, name: str, value: Sequence[float], low: float = 0.0) -> tuple[float, float]:
+def check_range(operator: str, name: str, value: Any, low: float = 0.0) -> tuple[float, float]:
     """Returns a range as two floats.
 
     Raises:
         UsageError: Not two numbers, upside down, or below `low`.
     """
-    try:
-        first, last = (float(part) for part in value)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{operator}.{name} must be two numbers [low, high], got {value!r}.") from error
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(is_number(part) for part in value):
+        raise UsageError(f"{operator}.{name} must be two numbers [low, high], got {value!r}.")
+    first, last = float(value[0]), float(value[1])
     if not low <= first <= last < math.inf:
         raise UsageError(f"{operator}.{name} must be [low, high] with {low} <= low <= high, got {list(value)}.")
     return first, last
+
+
+def check_number(operator: str, name: str, value: Any, low: float = 0.0) -> float:
+    """Returns a number as a float.
+
+    Raises:
+        UsageError: Not a finite number of at least `low`.
+    """
+    if not is_number(value) or not low <= value < math.inf:
+        raise UsageError(f"{operator}.{name} must be a number of at least {low}, got {value!r}.")
+    return float(value)
+
+
+def check_names(operator: str, name: str, value: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Returns one name or several as a tuple.
+
+    Raises:
+        UsageError: Neither a name nor a list of names, none at all, or an unknown one.
+    """
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):
+        raise UsageError(f"{operator}.{name} must be a name or a list of names, got {value!r}.")
+    if not names:
+        raise UsageError(f"{operator}.{name} needs at least one of {', '.join(known)}.")
+    for one in names:
+        if one not in known:
+            raise unknown_name(f"{operator} {name.removesuffix('s')}", one, known)
+    return tuple(names)
+
+
+def check_odd(operator: str, name: str, value: int, low: int = 1) -> int:
+    """Returns an odd whole number.
+
+    Raises:
+        UsageError: Not one of at least `low`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or value % 2 == 0:
+        raise UsageError(f"{operator}.{name} must be an odd whole number of at least {low}, got {value!r}.")
+    return value
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number; strings of digits and truth values are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_probability(operator: str, name: str, value: float) -> float:
@@ -81,7 +124,7 @@ def check_probability(operator: str, name: str, value: float) -> float:
     Raises:
         UsageError: Not a number from 0 to 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise UsageError(f"{operator}.{name} must be a number from 0 to 1, got {value!r}.")
     return float(value)
 

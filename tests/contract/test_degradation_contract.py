@@ -56,7 +56,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "quantise": {},
     "resize": {"probabilities": {"up": 0.3, "down": 0.5, "keep": 0.2}, "down": [0.15, 1], "up": [1, 1.5]},
     "resize_back": {"interpolation": ["bilinear", "bicubic", "area"]},
-    "shuffle": {"steps": [NOISE, JPEG], "in_order": []},
+    "shuffle": {"steps": [NOISE, JPEG]},
     "speckle_noise": {"sigma": [2, 25], "grey_probability": 0.4, "correlated_probability": 0.2},
     "usm_sharpen": {},
 }

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.config import group_choices, read_preset
 from bench.degradation.operator import Operator
 from bench.degradation.operators import OPERATORS, build_operator
-from bench.degradation.operators.blur import KERNEL_NAMES, LARGEST_UNFOLDED
+from bench.degradation.operators.blur import KERNEL_NAMES, LARGEST_PARTITIONED, LARGEST_UNFOLDED, kernel_of
+from bench.degradation.pipeline import DegradationPipeline, replay
 from bench.errors import UsageError
 
 FAMILIES = dict.fromkeys(KERNEL_NAMES, 1.0)
@@ -257,10 +259,14 @@ def test_noise_is_grey_as_often_as_asked() -> None:
     assert all(record["sigma"] == 25 and not record["grey"] for record in correlated)
 
 
-def test_the_median_of_a_wide_window_is_taken_in_strips() -> None:
+@pytest.mark.parametrize("gradient", [False, True])
+def test_the_median_of_a_wide_window_is_taken_in_strips(gradient: bool) -> None:
     """Unfolded at once, these windows would hold 94 million numbers."""
     image = torch.rand(3, 181, 181, dtype=torch.float64)
-    found = _stateless("median_blur").apply([image], [{"kernel_size": 31}])[0]
+    image.requires_grad_(gradient)
+    found = _stateless("median_blur").apply([image], [{"kernel_size": 31}])[0].detach()
+    image = image.detach()
+    assert LARGEST_PARTITIONED < LARGEST_UNFOLDED
     assert 5 * LARGEST_UNFOLDED < 3 * 181 * 181 * 31**2
     assert found.shape == image.shape
     patch = image[1, 60:91, 70:101].flatten().sort().values
@@ -313,6 +319,29 @@ def test_the_median_of_a_wide_window_is_taken_in_strips() -> None:
         ({"operator": "colour_jitter", "hue": [0, 0.6]}, "must not exceed 0.5"),
         ({"operator": "colour_jitter", "contrast": [2, 1]}, "colour_jitter.contrast"),
         ({"operator": "grey", "probability": 1}, "grey"),
+        ({"operator": ["grey"]}, "Unknown degradation operator"),
+        ({"operator": "gaussian_noise", "sigma": "08"}, "two numbers"),
+        ({"operator": "gaussian_noise", "sigma": ["1", "2"]}, "two numbers"),
+        ({"operator": "gaussian_noise", "sigma": [True, True]}, "two numbers"),
+        ({"operator": "gaussian_blur", "sigma": [1, 2], "kernel_size": "41"}, "odd whole number"),
+        ({"operator": "gaussian_blur", "sigma": [1, 2], "kernel_size": 41.5}, "odd whole number"),
+        ({"operator": "gaussian_blur", "sigma": [1, 2], "kernel_size": math.inf}, "odd whole number"),
+        ({"operator": "gaussian_blur_grid", "sigmas": "48", "angles": [0]}, "list of at least one number"),
+        ({"operator": "gaussian_blur_grid", "sigmas": [4], "angles": ["0"]}, "gaussian_blur_grid.angles"),
+        ({"operator": "kernel_blur", "kernels": FAMILIES, "kernel_size": True}, "two numbers"),
+        ({"operator": "colour_shift", "shift": "20"}, "colour_shift.shift"),
+        ({"operator": "resize", "base": True}, "resize.base"),
+        ({"operator": "resize", "interpolations": 5}, "name or a list of names"),
+        ({"operator": "camera_isp", "shot": [1, 2], "read": [1, 2], "log_uniform": "false"}, "true or false"),
+        ({"operator": "camera_isp", "shot": [1, 2], "read": [1, 2], "patterns": 5}, "camera_isp.patterns"),
+        ({"operator": "one_of", "choices": None}, "one_of.choices must be a list"),
+        ({"operator": "one_of", "choices": ["ab"]}, "one_of.choices must be a list"),
+        ({"operator": "one_of", "choices": {"weight": 1}}, "one_of.choices must be a list"),
+        ({"operator": "one_of", "choices": [{"wieght": 3, "steps": []}]}, "Did you mean 'weight'"),
+        ({"operator": "one_of", "choices": [{"weight": 3}]}, "has no steps"),
+        ({"operator": "one_of", "choices": [{"weight": math.inf, "steps": []}]}, "choices.weight"),
+        ({"operator": "one_of", "choices": [{"weight": math.nan, "steps": []}]}, "choices.weight"),
+        ({"operator": "shuffle", "steps": [], "in_order": []}, "in_order"),
     ],
 )
 def test_wrong_arguments_are_explained(step: dict[str, Any], message: str) -> None:
@@ -332,3 +361,68 @@ def test_ranges_that_hold_no_number_are_refused(name: str, argument: str) -> Non
 def test_a_sharpening_kernel_larger_than_the_picture_is_refused() -> None:
     with pytest.raises(UsageError, match="does not fit"):
         _stateless("usm_sharpen").apply([torch.rand(3, 20, 40)], [{"weight": 0.5, "kernel_size": 51, "threshold": 10}])
+
+
+def test_a_blur_is_cut_off_where_it_reaches_further_than_the_picture() -> None:
+    """Kernels grow with the native size, while a resize before them may leave 16 px."""
+    image = torch.rand(3, 16, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shape = {"kernel": "isotropic", "sigma_x": 9.0, "sigma_y": 9.0, "angle": 0.0}
+    cut, whole = (_stateless("kernel_blur").apply([image], [{**shape, "kernel_size": side}])[0] for side in (81, 31))
+    assert torch.equal(cut, whole)
+    lines = [{"length": length, "angle": 0.3} for length in (200.0, 30.0)]
+    cut, whole = (_stateless("motion_blur").apply([image], [line])[0] for line in lines)
+    assert torch.equal(cut, whole)
+
+
+@pytest.mark.parametrize("size", [1024, 2048])
+@pytest.mark.parametrize("preset", sorted(group_choices("degradation")))
+def test_no_kernel_of_a_preset_exceeds_its_picture(preset: str, size: int) -> None:
+    """Follows the sizes through 1500 draws without pixels; the first kernel that was cut off is applied."""
+    pipeline = DegradationPipeline(preset, read_preset("degradation", preset)["steps"], size)
+    cut = []
+    for theta in pipeline.sample(range(1500), (size, size)):
+        height = width = size
+        for step in theta["steps"]:
+            parameters = {key: value for key, value in step.items() if key != "operator"}
+            if "height" in step:
+                height, width = step["height"], step["width"]
+            elif "factor" in step:
+                height, width = -(-height // step["factor"]), -(-width // step["factor"])
+            elif step["operator"] == "kernel_blur":
+                if step["kernel_size"] // 2 >= min(height, width):
+                    cut.append((parameters, (height, width)))
+                    assert kernel_of(parameters, (height, width)).shape[0] // 2 < min(height, width)
+            elif step["operator"] == "motion_blur":
+                assert step["length"] / 2 <= min(height, width) - 1
+            elif step["operator"] != "median_blur":
+                assert step.get("kernel_size", 1) // 2 < min(height, width), step
+    for parameters, shape in cut[:1]:
+        found = _stateless("kernel_blur").apply([torch.rand(3, *shape, dtype=torch.float64)], [parameters])[0]
+        assert found.shape[1:] == shape
+        assert torch.isfinite(found).all()
+    if preset == "restorerid":
+        assert cut
+
+
+@pytest.mark.parametrize("preset", sorted(group_choices("degradation")))
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_the_smallest_pictures_are_degraded_or_refused_with_a_reason(preset: str, size: int) -> None:
+    pipeline = DegradationPipeline(preset, read_preset("degradation", preset)["steps"], size)
+    image = torch.rand(1, 3, size, size, dtype=torch.float64)
+    assert replay(image, pipeline.sample([1], (size, size))).shape == image.shape
+    with pytest.raises(UsageError, match="too small"):
+        pipeline.sample([1], (size, 1))
+
+
+@pytest.mark.parametrize("steps", [None, "x", 5, {"operator": "grey"}, [None], ["grey"]])
+def test_steps_that_are_no_list_of_steps_are_refused(steps: Any) -> None:
+    with pytest.raises(UsageError, match="takes a list of steps"):
+        DegradationPipeline("mine", steps)
+
+
+@pytest.mark.parametrize("side", [3, 9, 15])
+def test_the_fast_median_equals_torchs_bit_for_bit(side: int) -> None:
+    image = torch.rand(3, 40, 33, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    fast = _stateless("median_blur").apply([image], [{"kernel_size": side}])[0]
+    soft = _stateless("median_blur").apply([image.clone().requires_grad_()], [{"kernel_size": side}])[0]
+    assert torch.equal(fast, soft.detach())

@@ -31,7 +31,7 @@ def build_operator(step: dict[str, Any]) -> Operator:
     """
     arguments = dict(step)
     name = arguments.pop("operator", "")
-    if name not in OPERATORS:
+    if not isinstance(name, str) or name not in OPERATORS:
         raise unknown_name("degradation operator", str(name), OPERATORS)
     try:
         return OPERATORS[name](**arguments)

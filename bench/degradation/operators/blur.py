@@ -11,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.degradation.operator import Operator, Parameters, check_probability, check_range
+from bench.degradation.operator import (
+    Operator,
+    Parameters,
+    check_number,
+    check_odd,
+    check_probability,
+    check_range,
+)
 from bench.degradation.operators.filtering import by_planes, correlate, is_plain, needs_gradient
 from bench.degradation.operators.kernels import (
     gaussian_kernel,
@@ -31,7 +38,10 @@ KERNEL_NAMES = (
     "plateau_anisotropic",
     "sinc",
 )
+SMALLEST_SIGMA = 1e-3
 LARGEST_UNFOLDED = 1 << 24
+# Fits a CPU's cache.
+LARGEST_PARTITIONED = 1 << 20
 
 
 class GaussianBlur(Operator):
@@ -46,17 +56,15 @@ class GaussianBlur(Operator):
     name = "gaussian_blur"
 
     def __init__(self, sigma: Sequence[float], kernel_size: int = 41, isotropic_probability: float = 0.5) -> None:
-        self.sigma = check_range(self.name, "sigma", sigma, low=1e-3)
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise UsageError(f"{self.name}.kernel_size must be odd and positive, got {kernel_size}.")
-        self.kernel_size = int(kernel_size)
+        self.sigma = check_range(self.name, "sigma", sigma, low=SMALLEST_SIGMA)
+        self.kernel_size = check_odd(self.name, "kernel_size", kernel_size)
         self.isotropic_probability = check_probability(self.name, "isotropic_probability", isotropic_probability)
 
     def scaled(self, factor: float) -> GaussianBlur:
         """Scales sigma and the kernel's side, so that the truncation stays where it is in sigmas."""
-        low, high = self.sigma
+        low, high = (max(SMALLEST_SIGMA, bound * factor) for bound in self.sigma)
         half = max(1, round(self.kernel_size // 2 * factor))
-        return GaussianBlur((low * factor, high * factor), 2 * half + 1, self.isotropic_probability)
+        return GaussianBlur((low, high), 2 * half + 1, self.isotropic_probability)
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
         """Draws the two standard deviations and the angle."""
@@ -105,7 +113,7 @@ class KernelBlur(Operator):
         cutoff: Sequence[float] | None = None,
     ) -> None:
         self.chances = _check_weights(self.name, kernels)
-        self.sigma = check_range(self.name, "sigma", sigma, low=1e-3)
+        self.sigma = check_range(self.name, "sigma", sigma, low=SMALLEST_SIGMA)
         self.kernel_size = check_odd_range(self.name, "kernel_size", kernel_size, low=3)
         self.beta_generalised = self._check_beta("beta_generalised", beta_generalised)
         self.beta_plateau = self._check_beta("beta_plateau", beta_plateau)
@@ -145,13 +153,29 @@ class KernelBlur(Operator):
         return record
 
     def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
-        """Filters every picture with its own kernel."""
-        return correlate(images, [kernel_of(record) for record in parameters])
+        """Filters every picture with its own kernel, cut off where it reaches further than the picture.
+
+        Kernels grow with the native size, and a step before may have made the picture as small as 16 px.
+        """
+        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+        return correlate(images, [kernel_of(record, size) for record, size in zip(parameters, sizes, strict=True)])
 
 
-def kernel_of(record: Parameters) -> Tensor:
-    """The kernel that a record of `kernel_blur` describes, (K, K) float64."""
-    family, side = record["kernel"], record["kernel_size"]
+def kernel_of(record: Parameters, size: tuple[int, int] | None = None) -> Tensor:
+    """The kernel that a record of `kernel_blur` describes, (K, K) float64.
+
+    Args:
+        record: From `KernelBlur.sample`.
+        size: (H, W) of the picture to be filtered, which bounds the side; None leaves it as recorded.
+
+    Raises:
+        UsageError: Unknown family.
+    """
+    family, side = record["kernel"], check_odd("kernel_blur", "kernel_size", record["kernel_size"])
+    if family not in KERNEL_NAMES:
+        raise unknown_name("kernel_blur kernel", str(family), KERNEL_NAMES)
+    if size is not None:
+        side = min(side, 2 * min(size) - 1)
     if family == "sinc":
         return sinc_kernel(side, record["cutoff"])
     shape = (side, record["sigma_x"], record["sigma_y"], record["angle"])
@@ -163,7 +187,7 @@ def kernel_of(record: Parameters) -> Tensor:
 
 
 class MotionBlur(Operator):
-    """Blur along a straight line in a random direction.
+    """Blur along a straight line in a random direction; a line longer than the picture is cut off.
 
     Args:
         length: Range of the line's length in pixels.
@@ -184,7 +208,12 @@ class MotionBlur(Operator):
 
     def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
         """Filters every picture along its own line."""
-        return correlate(images, [motion_kernel(record["length"], record["angle"]) for record in parameters])
+        lengths = [
+            min(check_number(self.name, "length", record["length"]), 2.0 * (min(image.shape[-2:]) - 1))
+            for image, record in zip(images, parameters, strict=True)
+        ]
+        pairs = zip(lengths, parameters, strict=True)
+        return correlate(images, [motion_kernel(length, record["angle"]) for length, record in pairs])
 
 
 class MedianBlur(Operator):
@@ -216,9 +245,11 @@ class MedianBlur(Operator):
 
 
 def _median(image: Tensor, side: int) -> Tensor:
-    if side == 1:
+    if check_odd("median_blur", "kernel_size", side) == 1:
         return image
     fast = _median_by_opencv(image, side) if is_plain(image) else None
+    if image.device.type == "cpu" and fast is None and not needs_gradient(image):
+        return by_planes(image, lambda plane: _median_by_numpy(plane, side))
     if fast is not None and not needs_gradient(image):
         return fast
     soft = _median_by_torch(image, side)
@@ -234,6 +265,18 @@ def _median_by_opencv(image: Tensor, side: int) -> Tensor | None:
         return None
     levels = by_planes(image, lambda plane: cv2.medianBlur((plane * 255 + 0.5).astype(np.uint8), side))
     return levels.to(image.dtype) / 255
+
+
+def _median_by_numpy(plane: np.ndarray, side: int) -> np.ndarray:
+    """The same values as torch's, in half to a third of the time; (H, W)."""
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(plane, side // 2, mode="edge"), (side, side))
+    result, middle = np.empty_like(plane), side * side // 2
+    rows = max(1, LARGEST_PARTITIONED // (plane.shape[1] * side * side))
+    for top in range(0, len(plane), rows):
+        strip = windows[top : top + rows].reshape(-1, side * side)
+        strip.partition(middle, axis=1)
+        result[top : top + rows] = strip[:, middle].reshape(-1, plane.shape[1])
+    return result
 
 
 def _median_by_torch(image: Tensor, side: int) -> Tensor:
@@ -255,7 +298,7 @@ def check_odd_range(operator: str, name: str, value: int | Sequence[int], low: i
     Raises:
         UsageError: Not one or two odd whole numbers of at least `low` in order.
     """
-    sides = [value, value] if isinstance(value, int) else value
+    sides = value if isinstance(value, list | tuple) else [value, value]
     first, last = check_range(operator, name, sides, low=low)
     if first % 2 != 1 or last % 2 != 1:
         raise UsageError(f"{operator}.{name} must be odd whole numbers, got {value}.")
@@ -273,8 +316,7 @@ def _check_weights(operator: str, weights: Mapping[str, float]) -> dict[str, flo
     for name, weight in weights.items():
         if name not in KERNEL_NAMES:
             raise unknown_name(f"{operator} kernel", str(name), KERNEL_NAMES)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise UsageError(f"{operator}.kernels.{name} must be a weight of at least 0, got {weight!r}.")
+        check_number(operator, f"kernels.{name}", weight)
     total = sum(weights.values())
     if total <= 0:
         raise UsageError(f"{operator}.kernels needs a weight above 0.")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bench.degradation.operator import Parameters, check_range
-from bench.degradation.operators.blur import GaussianBlur
+from bench.degradation.operator import Parameters, check_number
+from bench.degradation.operators.blur import SMALLEST_SIGMA, GaussianBlur
 from bench.errors import UsageError
 
 
@@ -26,16 +26,18 @@ class GaussianBlurGrid(GaussianBlur):
     name = "gaussian_blur_grid"
 
     def __init__(self, sigmas: Sequence[float], angles: Sequence[float], kernel_size: int = 41) -> None:
-        self.sigmas = [check_range(self.name, "sigmas", (sigma, sigma), low=1e-3)[0] for sigma in sigmas]
-        self.angles = [check_range(self.name, "angles", (angle, angle), low=-360)[0] for angle in angles]
-        if not self.sigmas or not self.angles:
-            raise UsageError(f"{self.name} needs at least one of sigmas and of angles.")
+        for name, values in (("sigmas", sigmas), ("angles", angles)):
+            if not isinstance(values, list | tuple) or not values:
+                raise UsageError(f"{self.name}.{name} must be a list of at least one number, got {values!r}.")
+        self.sigmas = [check_number(self.name, "sigmas", sigma, low=SMALLEST_SIGMA) for sigma in sigmas]
+        self.angles = [check_number(self.name, "angles", angle, low=-360) for angle in angles]
         super().__init__((min(self.sigmas), max(self.sigmas)), kernel_size, 0.0)
 
     def scaled(self, factor: float) -> GaussianBlurGrid:
         """Scales the widths and the kernel's side."""
         half = max(1, round(self.kernel_size // 2 * factor))
-        return GaussianBlurGrid([sigma * factor for sigma in self.sigmas], self.angles, 2 * half + 1)
+        sigmas = [max(SMALLEST_SIGMA, sigma * factor) for sigma in self.sigmas]
+        return GaussianBlurGrid(sigmas, self.angles, 2 * half + 1)
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
         """Draws the two standard deviations and the angle."""

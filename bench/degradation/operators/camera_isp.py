@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.degradation import camera
-from bench.degradation.operator import Operator, Parameters, by_shape, check_range
+from bench.degradation.operator import Operator, Parameters, by_shape, check_names, check_range
 from bench.errors import UsageError
 
 MODES = ("default", "released_code")
@@ -60,12 +60,12 @@ class CameraISP(Operator):
     ) -> None:
         self.shot = check_range(self.name, "shot", shot)
         self.read = check_range(self.name, "read", read)
-        self.log_uniform = bool(log_uniform)
+        if not isinstance(log_uniform, bool):
+            raise UsageError(f"{self.name}.log_uniform must be true or false, got {log_uniform!r}.")
+        self.log_uniform = log_uniform
         if self.log_uniform and min(self.shot[0], self.read[0]) <= 0:
             raise UsageError(f"{self.name}: log_uniform needs shot and read above 0, got {list(shot)}, {list(read)}.")
-        self.patterns = [patterns] if isinstance(patterns, str) else [str(pattern) for pattern in patterns]
-        if not self.patterns or not set(self.patterns) <= set(camera.BAYER_PATTERNS):
-            raise UsageError(f"{self.name}.patterns takes of {', '.join(camera.BAYER_PATTERNS)}, got {self.patterns}.")
+        self.patterns = list(check_names(self.name, "patterns", patterns, camera.BAYER_PATTERNS))
         self.response_curve = _one_of("response_curve", response_curve, RESPONSE_CURVES)
         self.mode = _one_of("mode", mode, MODES)
 

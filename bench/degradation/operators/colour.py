@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.degradation.operator import Operator, Parameters, check_range
+from bench.degradation.operator import Operator, Parameters, check_number, check_range
 from bench.errors import UsageError
 
 LUMA = (0.299, 0.587, 0.114)
@@ -25,7 +25,7 @@ class ColourShift(Operator):
     name = "colour_shift"
 
     def __init__(self, shift: float | Sequence[float] = 20) -> None:
-        bounds = (-shift, shift) if isinstance(shift, int | float) else shift
+        bounds = shift if isinstance(shift, list | tuple) else (-check_number(self.name, "shift", shift), shift)
         self.shift = check_range(self.name, "shift", bounds, low=-255)
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
@@ -96,11 +96,11 @@ class Grey(Operator):
 
     def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
         """Replaces every channel by the luminance."""
-        return [_luminance(image, LUMA).expand_as(image).contiguous() for image in images]
+        return [luminance(image, LUMA).expand_as(image).contiguous() for image in images]
 
 
-def _luminance(image: Tensor, weights: tuple[float, float, float]) -> Tensor:
-    """(3, H, W) to (1, H, W)."""
+def luminance(image: Tensor, weights: tuple[float, float, float]) -> Tensor:
+    """Weighted sum of the channels, (3, H, W) to (1, H, W)."""
     return weights[0] * image[0:1] + weights[1] * image[1:2] + weights[2] * image[2:3]
 
 
@@ -109,11 +109,11 @@ def _brightness(image: Tensor, factor: float) -> Tensor:
 
 
 def _contrast(image: Tensor, factor: float) -> Tensor:
-    return (image * factor + _luminance(image, TORCHVISION_LUMA).mean() * (1 - factor)).clamp(0, 1)
+    return (image * factor + luminance(image, TORCHVISION_LUMA).mean() * (1 - factor)).clamp(0, 1)
 
 
 def _saturation(image: Tensor, factor: float) -> Tensor:
-    return (image * factor + _luminance(image, TORCHVISION_LUMA) * (1 - factor)).clamp(0, 1)
+    return (image * factor + luminance(image, TORCHVISION_LUMA) * (1 - factor)).clamp(0, 1)
 
 
 def _hue(image: Tensor, turn: float) -> Tensor:

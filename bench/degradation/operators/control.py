@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.degradation.operator import Operator, Step, check_probability
-from bench.errors import UsageError
+from bench.degradation.operator import Operator, Step, check_number, check_probability
+from bench.errors import UsageError, unknown_name
 from bench.seeds import derive_seed
 
 Steps = Sequence[dict[str, Any]]
+CHOICE_KEYS = ("weight", "steps")
 
 
 def draw_steps(operators: Sequence[Operator], seed: int, size: tuple[int, int]) -> list[Step]:
@@ -103,21 +104,23 @@ class OneOf(_Holder):
     name = "one_of"
 
     def __init__(self, choices: Sequence[dict[str, Any]]) -> None:
-        weights = [check_weight(self.name, choice.get("weight", 1.0)) for choice in choices]
+        if not isinstance(choices, list | tuple) or not all(isinstance(choice, Mapping) for choice in choices):
+            raise UsageError(f"one_of.choices must be a list of {{weight: number, steps: [...]}}, got {choices!r}.")
+        for choice in choices:
+            if unknown := [key for key in choice if key not in CHOICE_KEYS]:
+                raise unknown_name("key of a choice of one_of", str(unknown[0]), CHOICE_KEYS)
+            if "steps" not in choice:
+                raise UsageError(f"A choice of one_of has no steps: {dict(choice)!r}.")
+        weights = [check_number(self.name, "choices.weight", choice.get("weight", 1.0)) for choice in choices]
         if not weights or sum(weights) == 0:
             raise UsageError("one_of.choices needs at least one choice with a weight above 0.")
         self.chances = [weight / sum(weights) for weight in weights]
-        self.operators = [_Sequence(choice.get("steps", [])) for choice in choices]
+        self.operators = [_Sequence(choice["steps"]) for choice in choices]
 
     def draw(self, seed: int, size: tuple[int, int]) -> list[Step]:
         """Draws which, then its steps."""
         chosen = int(np.random.default_rng(seed).choice(len(self.chances), p=self.chances))
         return self.operators[chosen].draw(derive_seed(seed, "choice", chosen), size)
-
-    def versions(self) -> dict[str, int]:
-        """Versions of this operator and of everything it holds."""
-        held = {name: version for operator in self.operators for name, version in operator.versions().items()}
-        return {self.name: self.version, **held}
 
 
 class _Sequence(_Holder):
@@ -138,36 +141,18 @@ class Shuffle(_Holder):
 
     Args:
         steps: What is shuffled.
-        in_order: Positions (from 0) of steps that keep their order among each other.
     """
 
     name = "shuffle"
 
-    def __init__(self, steps: Steps, in_order: Sequence[int] = ()) -> None:
+    def __init__(self, steps: Steps) -> None:
         self.operators = build_steps(self.name, steps)
-        self.in_order = [int(position) for position in in_order]
-        if any(not 0 <= position < len(self.operators) for position in self.in_order):
-            raise UsageError(f"shuffle.in_order names steps 0 to {len(self.operators) - 1}, got {list(in_order)}.")
 
     def draw(self, seed: int, size: tuple[int, int]) -> list[Step]:
         """Draws the order, then each step."""
         order = [int(position) for position in np.random.default_rng(seed).permutation(len(self.operators))]
-        places = sorted(order.index(position) for position in self.in_order)
-        for place, position in zip(places, sorted(self.in_order), strict=True):
-            order[place] = position
         return [
             step
             for position in order
             for step in self.operators[position].draw(derive_seed(seed, "shuffled", position), size)
         ]
-
-
-def check_weight(operator: str, value: Any) -> float:
-    """Returns a weight as a float.
-
-    Raises:
-        UsageError: Not a number of at least 0.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise UsageError(f"{operator}: a weight must be a number of at least 0, got {value!r}.")
-    return float(value)

@@ -33,7 +33,7 @@ class JPEG(Operator):
             raise UsageError(f"{self.name}.quality must not exceed 100, got {list(quality)}.")
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
-        """Draws the quality; its fraction is dropped, as the codec does."""
+        """Draws the quality; its fraction is dropped, as the codec does: the upper end itself is never drawn."""
         return {"quality": int(rng.uniform(*self.quality))}
 
     def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
@@ -47,12 +47,13 @@ class JPEG(Operator):
 
 def _decoded(image: Tensor, record: Parameters) -> Tensor:
     """What the codec makes of the picture, (3, H, W) uint8 on the CPU."""
+    quality = record["quality"]
+    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
+        raise UsageError(f"jpeg: the quality must be a whole number from 1 to 100, got {quality!r}.")
     red, green, blue = image.detach().mul(255).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
-    encoded, content = cv2.imencode(
-        ".jpg", cv2.merge((blue, green, red)), [cv2.IMWRITE_JPEG_QUALITY, record["quality"]]
-    )
+    encoded, content = cv2.imencode(".jpg", cv2.merge((blue, green, red)), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not encoded:
-        raise RuntimeError(f"The JPEG encoder failed on a picture of {red.shape} px at quality {record['quality']}.")
+        raise RuntimeError(f"The JPEG encoder failed on a picture of {red.shape} px at quality {quality}.")
     decoded = cv2.imdecode(content, cv2.IMREAD_COLOR)
     if decoded is None:
         raise RuntimeError("The JPEG decoder failed on what the encoder wrote.")

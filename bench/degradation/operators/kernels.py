@@ -7,6 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from bench.degradation.operator import check_odd
+from bench.errors import UsageError
+
+LARGEST_KERNEL = 4095
+
 
 def gaussian_kernel(size: int, sigma_x: float, sigma_y: float, angle: float) -> Tensor:
     """Normalised bivariate Gaussian, (size, size) float64.
@@ -17,12 +22,7 @@ def gaussian_kernel(size: int, sigma_x: float, sigma_y: float, angle: float) -> 
         sigma_y: Standard deviation along the second, pixels.
         angle: Angle of the first axis in radians.
     """
-    half = size // 2
-    offsets = torch.arange(-half, half + 1, dtype=torch.float64)
-    y, x = torch.meshgrid(offsets, offsets, indexing="ij")
-    along = x * math.cos(angle) + y * math.sin(angle)
-    across = -x * math.sin(angle) + y * math.cos(angle)
-    kernel = torch.exp(-0.5 * ((along / sigma_x) ** 2 + (across / sigma_y) ** 2))
+    kernel = torch.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, angle))
     return kernel / kernel.sum()
 
 
@@ -104,7 +104,15 @@ def motion_kernel(length: float, angle: float) -> Tensor:
 
 
 def _squared_distance(size: int, sigma_x: float, sigma_y: float, angle: float) -> Tensor:
-    """Squared Mahalanobis distance of every pixel to the centre."""
+    """Squared Mahalanobis distance of every pixel to the centre.
+
+    Raises:
+        UsageError: The side is not odd and positive or too large, or a scale is not above 0.
+    """
+    if check_odd("blur", "kernel_size", size) > LARGEST_KERNEL:
+        raise UsageError(f"A blur kernel of {size} px is too large: {LARGEST_KERNEL} px at most.")
+    if not min(sigma_x, sigma_y) > 0:
+        raise UsageError(f"A blur's sigma must be above 0, got {sigma_x!r} and {sigma_y!r}.")
     half = size // 2
     offsets = torch.arange(-half, half + 1, dtype=torch.float64)
     y, x = torch.meshgrid(offsets, offsets, indexing="ij")

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from bench.degradation.operator import Operator, Parameters, check_probability, check_range
+from bench.degradation.operators.colour import LUMA, luminance
 from bench.degradation.operators.threads import map_pictures
 from bench.errors import UsageError
 
-LUMA = (0.299, 0.587, 0.114)
 BINS = 2048
+#: As a power of ten.
+LARGEST_PHOTONS = 6
 
 
 class GaussianNoise(Operator):
@@ -75,13 +77,7 @@ class CorrelatedNoise(Operator):
             "seed": int(rng.integers(2**31)),
         }
 
-    def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
-        """Adds each picture's own field."""
-        fields = _in_threads(_normal_field, images, parameters)
-        return [
-            field.to(image).mul_(record["sigma"] / 255.0).add(image).clamp_(0.0, 1.0)
-            for image, field, record in zip(images, fields, parameters, strict=True)
-        ]
+    apply = GaussianNoise.apply
 
 
 class SpeckleNoise(Operator):
@@ -129,6 +125,11 @@ class PoissonNoise(Operator):
     The picture is rounded to 8 bits and taken as a count of photons; what the Poisson distribution
     adds to it is added to the picture, with the gradient of the identity.
 
+    The one operator that does not stay within 1/255 between CPU and GPU in every pixel: where the picture lies halfway
+    between two levels, rounding may fall differently, and that pixel then counts about a photon more or less, which is
+    several levels where white has few photons. No other pixel changes. With colours off the 8-bit grid this strikes
+    some pixels in 100,000; on the grid, none.
+
     Args:
         scale: Range of the factor on the noise. White is 2^⌈log2 n⌉ photons, n the number of distinct levels in the
             picture (BasicSR, generate_poisson_noise_pt; Real-ESRGAN).
@@ -148,8 +149,10 @@ class PoissonNoise(Operator):
             raise UsageError(f"{self.name} takes either scale or photons.")
         self.scale = None if scale is None else check_range(self.name, "scale", scale)
         self.photons = None if photons is None else check_range(self.name, "photons", photons)
-        if self.photons is not None and self.photons[1] > 6:
-            raise UsageError(f"{self.name}.photons is a power of ten of at most 6, got {self.photons[1]}.")
+        if self.photons is not None and self.photons[1] > LARGEST_PHOTONS:
+            raise UsageError(
+                f"{self.name}.photons is a power of ten of at most {LARGEST_PHOTONS}, got {self.photons[1]}."
+            )
         self.grey_probability = check_probability(self.name, "grey_probability", grey_probability)
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
@@ -202,10 +205,12 @@ def _poisson_field(image: Tensor, record: Parameters) -> Tensor:
     """What the Poisson distribution adds to the picture, (1 or C, H, W) float64."""
     picture = image.detach()
     if record["grey"]:
-        picture = LUMA[0] * picture[0:1] + LUMA[1] * picture[1:2] + LUMA[2] * picture[2:3]
+        picture = luminance(picture, LUMA)
     levels = picture.mul(255).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
     present = np.flatnonzero(np.bincount(levels.ravel(), minlength=256))
     white = record["photons"] if "photons" in record else 2.0 ** math.ceil(math.log2(len(present)))
+    if not 0 < white <= 10**LARGEST_PHOTONS:
+        raise UsageError(f"poisson_noise: photons must be above 0 and at most 10^{LARGEST_PHOTONS}, got {white!r}.")
     row_of_level = np.zeros(256, dtype=np.int64)
     row_of_level[present] = np.arange(len(present))
     # One uniform number per pixel through the inverse distribution: a level that another device rounds otherwise

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.degradation.operator import Operator, Parameters, check_probability, check_range
+from bench.degradation.operator import Operator, Parameters, check_names, check_number, check_probability, check_range
 from bench.degradation.operators.filtering import by_planes, is_plain, needs_gradient
 from bench.errors import UsageError, unknown_name
 
 SMALLEST_SIDE = 16
+LARGEST_SIDE = 1 << 16
 INTERPOLATIONS = ("area", "bilinear", "bicubic", "bicubic_antialiased")
 # The same weights as torch, ten times as fast on a CPU; a gradient is torch's.
 _OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
@@ -35,7 +36,7 @@ class Downscale(Operator):
 
     def __init__(self, scale: Sequence[float], interpolation: str | Sequence[str] = "bilinear") -> None:
         self.scale = check_range(self.name, "scale", scale, low=1e-3)
-        self.interpolations = check_interpolations(self.name, interpolation)
+        self.interpolations = check_interpolations(self.name, "interpolation", interpolation)
 
     def scaled(self, factor: float) -> Downscale:
         """Scales the range, so that the smallest picture keeps its size in pixels; never to below a factor of 1."""
@@ -66,7 +67,7 @@ class ResizeBack(Operator):
     name = "resize_back"
 
     def __init__(self, interpolation: str | Sequence[str] = "bilinear") -> None:
-        self.interpolations = check_interpolations(self.name, interpolation)
+        self.interpolations = check_interpolations(self.name, "interpolation", interpolation)
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
         """Records the size; draws the interpolation where there are several."""
@@ -103,8 +104,8 @@ class Resize(Operator):
         self.up = check_range(self.name, "up", up, low=1.0)
         if self.down[1] > 1:
             raise UsageError(f"{self.name}.down must not exceed 1, got {list(down)}.")
-        self.interpolations = check_interpolations(self.name, interpolations)
-        self.base = check_range(self.name, "base", (base, base), low=1.0)[0]
+        self.interpolations = check_interpolations(self.name, "interpolations", interpolations)
+        self.base = check_number(self.name, "base", base, low=1.0)
 
     def _check_chances(self, weights: Mapping[str, float]) -> dict[str, float]:
         if not isinstance(weights, Mapping):
@@ -167,10 +168,12 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: str = "bilinear"
         interpolation: One of `INTERPOLATIONS`.
 
     Raises:
-        UsageError: Unknown interpolation.
+        UsageError: Unknown interpolation, or a side that is no whole number from 1 to `LARGEST_SIDE`.
     """
     if interpolation not in INTERPOLATIONS:
-        raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
+        raise unknown_name("interpolation", str(interpolation), INTERPOLATIONS)
+    if not all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE for side in size):
+        raise UsageError(f"A picture cannot be resized to {size[0]!r}x{size[1]!r} px (1 to {LARGEST_SIDE}).")
     if tuple(image.shape[-2:]) == size:
         return image
     if interpolation == "area":
@@ -190,6 +193,8 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: str = "bilinear"
 
 def matlab_downscale(image: Tensor, factor: int) -> Tensor:
     """`imresize(image, 1 / factor)` of MATLAB: antialiased bicubic, edges mirrored; (C, ⌈H/f⌉, ⌈W/f⌉)."""
+    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+        raise UsageError(f"bicubic_downscale: the factor must be a whole number of at least 1, got {factor!r}.")
     if factor == 1:
         return image
     height, width = (math.ceil(side / factor) for side in image.shape[-2:])
@@ -202,19 +207,13 @@ def matlab_downscale(image: Tensor, factor: int) -> Tensor:
     return reduced[:, 2:-2, 2:-2].contiguous()
 
 
-def check_interpolations(operator: str, value: str | Sequence[str]) -> tuple[str, ...]:
+def check_interpolations(operator: str, argument: str, value: str | Sequence[str]) -> tuple[str, ...]:
     """Returns names of interpolations as a tuple.
 
     Raises:
         UsageError: None, or an unknown one.
     """
-    names = (value,) if isinstance(value, str) else tuple(value)
-    if not names:
-        raise UsageError(f"{operator} needs at least one interpolation.")
-    for name in names:
-        if name not in INTERPOLATIONS:
-            raise unknown_name(f"{operator} interpolation", str(name), INTERPOLATIONS)
-    return names
+    return check_names(operator, argument, value, INTERPOLATIONS)
 
 
 def _draw_interpolation(rng: np.random.Generator, names: tuple[str, ...]) -> Parameters:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.degradation.operator import Operator, Parameters, check_range
+from bench.degradation.operator import Operator, Parameters, check_number, check_odd
 from bench.degradation.operators.filtering import by_planes, correlate, needs_gradient
 from bench.errors import UsageError
 
@@ -28,11 +28,9 @@ class UnsharpMask(Operator):
     name = "usm_sharpen"
 
     def __init__(self, weight: float = 0.5, radius: float = 50, threshold: float = 10) -> None:
-        self.weight, self.threshold = (
-            check_range(self.name, name, (value, value))[0]
-            for name, value in (("weight", weight), ("threshold", threshold))
-        )
-        self.radius = check_range(self.name, "radius", (radius, radius), low=1e-3)[0]
+        self.weight = check_number(self.name, "weight", weight)
+        self.threshold = check_number(self.name, "threshold", threshold)
+        self.radius = check_number(self.name, "radius", radius, low=1e-3)
 
     def scaled(self, factor: float) -> UnsharpMask:
         """Scales the radius."""
@@ -45,7 +43,7 @@ class UnsharpMask(Operator):
 
     def apply(self, images: Sequence[Tensor], parameters: Sequence[Parameters]) -> list[Tensor]:
         """Sharpens every picture; the gradient takes the mask as given."""
-        sides = [record["kernel_size"] for record in parameters]
+        sides = [check_odd(self.name, "kernel_size", record["kernel_size"]) for record in parameters]
         details = [image - smooth for image, smooth in zip(images, _smooth(images, sides), strict=True)]
         masks = [
             (detail.detach().abs() * 255 > record["threshold"]).to(detail)
