@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 import signal
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -19,19 +19,15 @@ from typing import Any
 import numpy as np
 
 from bench.config import read_preset
-from bench.degradation.pipeline import DegradationPipeline, Theta, replay
+from bench.degradation.contact_sheet import CONTACT_SHEET, contact_sheet
+from bench.degradation.pipeline import DegradationPipeline, Theta, operator_versions, replay
+from bench.degradation.records import RECORDS, Record, appending, check_versions, new_record, read_records, record_line
 from bench.errors import BenchError, IncompleteError, UsageError
 from bench.files import sha256_bytes, sha256_file, write_bytes, write_text
-from bench.image import decode_image, encode_png, is_picture, read_image, write_png
+from bench.image import decode_image, encode_png, is_picture, write_png
 from bench.progress import Progress
 from bench.protocol.card import natural_key
 from bench.seeds import derive_seed
-
-RECORDS = "theta.jsonl"
-CONTACT_SHEET = "contact_sheet.png"
-SHEET_PAIRS = 24
-SHEET_COLUMNS = 4
-SHEET_SIDE = 128
 
 
 @dataclass
@@ -42,12 +38,14 @@ class FolderResult:
         output: The folder written to.
         written: Pictures made now.
         kept: Pictures that were there already, with a record that holds.
-        failed: Pictures that could not be degraded, and why.
+        removed: PNGs of an earlier call whose picture is gone or failed now.
+        failed: Pictures that could not be degraded and folders that could not be read, and why.
     """
 
     output: Path
     written: int = 0
     kept: int = 0
+    removed: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -57,15 +55,17 @@ def degrade_folder(
     preset: str,
     seed: int = 0,
     size: int | None = None,
-    records: dict[str, dict[str, Any]] | None = None,
+    records: dict[str, Record] | None = None,
     workers: int = 1,
 ) -> FolderResult:
     """Degrades every picture of a folder as the frozen protocols do: on the CPU, in double precision, one by one.
 
     The seed of a picture comes from preset, declared seed and its path in the folder, so that no
     picture depends on which others lie beside it, nor on the number of workers. `theta.jsonl` in the
-    output holds one line per picture: `path`, `output`, `size` [H, W], `theta`, and the SHA-256 of the
-    picture and of what became of it. A second call makes only what is missing or out of date.
+    output holds one line per picture: `path`, `output`, `size` [H, W], `theta`, the versions of its
+    operators, and the SHA-256 of the picture and of what became of it. A second call makes only what is
+    missing or out of date, and removes the PNGs of pictures that are gone. Files that no record names
+    are never overwritten.
 
     Args:
         folder: Pictures, possibly in subfolders.
@@ -81,46 +81,100 @@ def degrade_folder(
         Counts, and the reason for each picture that failed.
 
     Raises:
-        UsageError: Unknown preset, no pictures, fewer than one worker, or folders that overlap.
-        IncompleteError: A worker process died.
+        UsageError: Unknown preset, no pictures, fewer than one worker, folders that overlap, or an output that is
+            a file.
+        IncompleteError: A worker process died, or the output cannot be written.
     """
     if workers < 1:
         raise UsageError(f"The number of workers must be at least 1, got {workers}.")
+    steps = [] if records is not None else read_preset("degradation", preset)["steps"]
+    paths, unreadable = _pictures_of(folder)
+    if records is not None and not set(paths) & set(records):
+        raise UsageError(f"The records to replay name no picture of {folder}.")
+    targets = output_paths(paths)
+    _check_output(folder, output, targets.values())
+    earlier = read_records(output / RECORDS, needed=False) if (output / RECORDS).is_file() else {}
+    earlier = {path: record for path, record in earlier.items() if "problem" not in record}
+    result, lines = FolderResult(output, failed=dict(unreadable)), {}
+    job = _Job(folder, output, preset, steps, seed, size, records is not None)
+    named = {record.get("output") for record in earlier.values()}
+    tasks = [
+        _Task(path, targets[path], targets[path] in named, earlier.get(path), (records or {}).get(path))
+        for path in paths
+    ]
+    progress = Progress("degraded", len(tasks))
+    with _writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        with appending(output / RECORDS) as stream, closing(_outcomes(job, tasks, workers)) as outcomes:
+            for outcome in outcomes:
+                if outcome.line is None:
+                    result.failed[outcome.path] = outcome.reason
+                else:
+                    lines[outcome.path] = outcome.line
+                if outcome.line is not None and outcome.kept:
+                    result.kept += 1
+                elif outcome.line is not None:
+                    stream.write(record_line(outcome.line))
+                    stream.flush()
+                    result.written += 1
+                progress.advance()
+        result.removed = _remove_dropped(output, earlier.values(), lines.values())
+        # What was appended may hold stale or half-written lines of an earlier call.
+        write_text(output / RECORDS, "".join(record_line(lines[path]) for path in paths if path in lines))
+        if lines:
+            write_png(output / CONTACT_SHEET, contact_sheet(folder, output, list(lines.values())))
+    return result
+
+
+def _pictures_of(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """`list_pictures` of a folder that must hold some."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder. Give a folder of pictures.")
-    steps = [] if records is not None else read_preset("degradation", preset)["steps"]
-    paths = list_pictures(folder)
+    paths, unreadable = list_pictures(folder)
+    if not paths and unreadable:
+        raise UsageError(f"No picture of {folder} can be reached: {next(iter(unreadable.values()))}")
     if not paths:
         raise UsageError(f"{folder} holds no pictures (png, jpg, bmp, pgm, ppm, tif, webp).")
-    targets = output_paths(paths)
+    return paths, unreadable
+
+
+def _check_output(folder: Path, output: Path, targets: Iterable[str]) -> None:
+    """Refuses an output that is a file, overlaps with the folder, or holds a contact sheet of something else."""
     inside = folder.resolve()
-    for target in (RECORDS, CONTACT_SHEET, *targets.values()):
+    for target in (RECORDS, CONTACT_SHEET, *targets):
         if (output / target).resolve().is_relative_to(inside):
             raise UsageError(f"The output {output} overlaps with {folder}. Choose a folder outside of it with -o.")
-    output.mkdir(parents=True, exist_ok=True)
-    earlier = read_records(output / RECORDS) if (output / RECORDS).is_file() else {}
-    result, lines = FolderResult(output), {}
-    job = _Job(folder, output, preset, steps, seed, size, records is not None)
-    tasks = [_Task(path, targets[path], earlier.get(path), (records or {}).get(path)) for path in paths]
-    progress = Progress("degraded", len(tasks))
-    with (output / RECORDS).open("a", encoding="utf-8") as stream, closing(_outcomes(job, tasks, workers)) as outcomes:
-        for outcome in outcomes:
-            if outcome.line is None:
-                result.failed[outcome.path] = outcome.reason
-            else:
-                lines[outcome.path] = outcome.line
-            if outcome.line is not None and outcome.kept:
-                result.kept += 1
-            elif outcome.line is not None:
-                stream.write(_line(outcome.line))
-                stream.flush()
-                result.written += 1
-            progress.advance()
-    # What was appended may hold stale or half-written lines of an earlier call.
-    write_text(output / RECORDS, "".join(_line(lines[path]) for path in paths if path in lines))
-    if lines:
-        write_png(output / CONTACT_SHEET, contact_sheet(folder, output, list(lines.values())))
-    return result
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"The output {output} is a file. Choose a folder with -o.")
+    if (output / CONTACT_SHEET).exists() and not (output / RECORDS).exists():
+        raise UsageError(f"{output / CONTACT_SHEET} is none of ours: there is no {RECORDS}. Choose another folder.")
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Explains why the output cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise IncompleteError(
+            f"Cannot write to {output}{place}: {error.strerror or error}. What was finished stays; once there is room "
+            "and permission, the same command goes on from there."
+        ) from error
+
+
+def _remove_dropped(output: Path, earlier: Iterable[Record], kept: Iterable[Record]) -> int:
+    """Removes PNGs that an earlier call made and no record names any more; returns how many."""
+    still = {record["output"] for record in kept}
+    removed = 0
+    for record in earlier:
+        name = record.get("output", "")
+        path = output / name
+        inside = name.endswith(".png") and path.resolve().is_relative_to(output.resolve())
+        if name not in still and inside and path.is_file() and sha256_file(path) == record.get("output_sha256"):
+            path.unlink()
+            removed += 1
+    return removed
 
 
 @dataclass(frozen=True)
@@ -138,12 +192,21 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Task:
-    """One picture: its path and that of its PNG, its record of an earlier call, and the record to replay."""
+    """One picture.
+
+    Attributes:
+        path: The picture.
+        target: Its PNG.
+        named: Whether a record of an earlier call names that PNG.
+        earlier: The picture's own record of an earlier call.
+        record: The record to replay.
+    """
 
     path: str
     target: str
-    earlier: dict[str, Any] | None
-    record: dict[str, Any] | None
+    named: bool
+    earlier: Record | None
+    record: Record | None
 
 
 @dataclass(frozen=True)
@@ -151,7 +214,7 @@ class _Outcome:
     """What became of one picture: its record, or the reason why there is none."""
 
     path: str
-    line: dict[str, Any] | None = None
+    line: Record | None = None
     kept: bool = False
     reason: str = ""
 
@@ -216,25 +279,37 @@ def _degrade_one(job: _Job, task: _Task) -> _Outcome:
         content = _read(job.folder / task.path)
         digest = sha256_bytes(content)
         theta = _theta_of(job, task, digest)
-        if theta is not None and task.earlier and _holds(task.earlier, task.target, digest, theta, job.output):
+        if theta is not None and task.earlier and _holds(job, task, digest, theta):
             return _Outcome(task.path, task.earlier, kept=True)
         image = decode_image(content, str(job.folder / task.path))
         theta = _theta(job, task, image.shape[:2], digest)
         png = encode_png(degrade_picture(image, theta))
+        _check_result(job, task, png)
     except UnicodeEncodeError:
         return _Outcome(repr(task.path), reason="The file's name is not valid UTF-8.")
     except BenchError as error:
         return _Outcome(task.path, reason=str(error))
-    write_bytes(job.output / task.target, png)
-    line = {
-        "path": task.path,
-        "output": task.target,
-        "size": list(image.shape[:2]),
-        "sha256": digest,
-        "output_sha256": sha256_bytes(png),
-        "theta": theta,
-    }
-    return _Outcome(task.path, line)
+    with _writing(job.output):
+        write_bytes(job.output / task.target, png)
+    return _Outcome(task.path, new_record(task.path, task.target, image.shape[:2], (digest, sha256_bytes(png)), theta))
+
+
+def _check_result(job: _Job, task: _Task, png: bytes) -> None:
+    """Checks a PNG before it is written.
+
+    Raises:
+        UsageError: It is not what the replayed record tells of, or would replace a file that is none of ours.
+    """
+    expected = task.record.get("output_sha256") if task.record is not None else None
+    if expected is not None and sha256_bytes(png) != expected:
+        raise UsageError(
+            f"The record of {task.path} gives another picture than the one it was written for (output_sha256 differs): "
+            "the record was edited, or this is another version of OpenCV, NumPy, torch or Pillow. Nothing was written; "
+            "without output_sha256 in the record the picture is made all the same."
+        )
+    target = job.output / task.target
+    if not task.named and target.exists() and not (target.is_file() and sha256_file(target) == sha256_bytes(png)):
+        raise UsageError(f"{target} is there already and no record names it. Move it away, or choose another folder.")
 
 
 def degrade_picture(image: np.ndarray, theta: Theta) -> np.ndarray:
@@ -242,23 +317,29 @@ def degrade_picture(image: np.ndarray, theta: Theta) -> np.ndarray:
     import torch
 
     clean = torch.from_numpy(np.array(image)).permute(2, 0, 1).double().div(255).unsqueeze(0)
-    try:
-        with torch.inference_mode():
-            degraded = replay(clean, [theta])[0]
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"The record of this picture is not a degradation this version knows: {error!r}.") from error
+    with torch.inference_mode():
+        degraded = replay(clean, [theta])[0]
     pixels: np.ndarray = degraded.mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     return pixels
 
 
-def list_pictures(folder: Path) -> list[str]:
-    """Paths of all pictures of a folder, relative, with "/" between their parts, in natural order."""
-    found = []
-    for path in folder.rglob("*"):
-        relative = path.relative_to(folder)
-        if is_picture(path) and not any(part.startswith(".") for part in relative.parts):
-            found.append(relative.as_posix())
-    return sorted(found, key=lambda path: (natural_key(path), path))
+def list_pictures(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Paths of all pictures of a folder, relative, with "/" between their parts, in natural order.
+
+    Returns:
+        The paths, and the folders inside that cannot be read with the reason.
+    """
+    found, unreadable = [], {}
+
+    def note(error: OSError) -> None:
+        place = Path(error.filename or folder)
+        unreadable[place.relative_to(folder).as_posix() + "/"] = f"Cannot read {place}: {error.strerror or error}."
+
+    for parent, folders, names in os.walk(folder, onerror=note):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(parent, name) for name in names]
+        found += [path.relative_to(folder).as_posix() for path in paths if is_picture(path)]
+    return sorted(found, key=lambda path: (natural_key(path), path)), unreadable
 
 
 def output_paths(paths: Sequence[str]) -> dict[str, str]:
@@ -275,49 +356,6 @@ def output_paths(paths: Sequence[str]) -> dict[str, str]:
     return chosen
 
 
-def read_records(path: Path) -> dict[str, dict[str, Any]]:
-    """Reads a `theta.jsonl`: records by path; the last line of a path counts.
-
-    Raises:
-        UsageError: The file is missing or holds no record.
-    """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UsageError(
-            f"Cannot read {path}: {error.strerror or error}. Give the theta.jsonl of an earlier output."
-        ) from error
-    records = {}
-    for line in lines:
-        try:
-            record = json.loads(line)
-            records[str(record["path"])] = {**record, "theta": dict(record["theta"])}
-        except (ValueError, KeyError, TypeError):
-            continue
-    if not records and lines:
-        raise UsageError(f"{path} holds no degradation records (one JSON object with path and theta a line).")
-    return records
-
-
-def contact_sheet(folder: Path, output: Path, lines: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Pairs of original and degraded picture, up to 24, as (H, W, 3) uint8 RGB."""
-    from PIL import Image, ImageDraw
-
-    shown = lines[:SHEET_PAIRS]
-    columns = min(SHEET_COLUMNS, len(shown))
-    width, height = 2 * SHEET_SIDE + 12, SHEET_SIDE + 24
-    sheet = Image.new("RGB", (columns * width, -(-len(shown) // columns) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for position, line in enumerate(shown):
-        left, top = position % columns * width + 4, position // columns * height + 4
-        for offset, path in ((0, folder / line["path"]), (SHEET_SIDE + 2, output / line["output"])):
-            picture = Image.fromarray(read_image(path))
-            picture.thumbnail((SHEET_SIDE, SHEET_SIDE))
-            sheet.paste(picture, (left + offset, top))
-        draw.text((left, top + SHEET_SIDE + 2), line["path"][-40:], fill="black")
-    return np.asarray(sheet)
-
-
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -328,7 +366,7 @@ def _read(path: Path) -> bytes:
 def _theta_of(job: _Job, task: _Task, digest: str) -> Theta | None:
     """What θ would be for a picture whose size is known from an earlier record; None without one."""
     earlier = task.earlier
-    if earlier is None or earlier.get("sha256") != digest or len(earlier.get("size", ())) != 2:
+    if earlier is None or earlier.get("sha256") != digest or "size" not in earlier:
         return None
     return _theta(job, task, tuple(earlier["size"]), digest)
 
@@ -339,6 +377,9 @@ def _theta(job: _Job, task: _Task, shape: tuple[int, ...], digest: str) -> Theta
         record = task.record
         if record is None:
             raise UsageError("The records to replay have no line for this picture.")
+        if "problem" in record:
+            raise UsageError(record["problem"])
+        check_versions(record)
         if record.get("sha256", digest) != digest or list(record.get("size", shape)) != list(shape):
             raise UsageError("This is not the picture that its record was made for (SHA-256 or size differs).")
         return dict(record["theta"])
@@ -348,12 +389,11 @@ def _theta(job: _Job, task: _Task, shape: tuple[int, ...], digest: str) -> Theta
     return pipeline.sample([own_seed], (height, width))[0]
 
 
-def _holds(line: dict[str, Any], target: str, digest: str, theta: Theta, output: Path) -> bool:
-    """Whether an earlier record still tells how the file in the output was made from this picture."""
-    made = output / target
-    same = (line.get("output"), line.get("sha256"), line["theta"]) == (target, digest, theta)
-    return same and made.is_file() and sha256_file(made) == line.get("output_sha256")
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+def _holds(job: _Job, task: _Task, digest: str, theta: Theta) -> bool:
+    """Whether the earlier record still tells how the file in the output was made from this picture."""
+    earlier, made = task.earlier or {}, job.output / task.target
+    told = [earlier.get(key) for key in ("output", "sha256", "theta", "versions")]
+    if told != [task.target, digest, theta, operator_versions(theta)] or not made.is_file():
+        return False
+    expected = earlier.get("output_sha256")
+    return (task.record or {}).get("output_sha256", expected) == expected == sha256_file(made)
