@@ -23,7 +23,10 @@ DEGRADATION_OPTIONS = {"size": 512, "images": 16, "threads": 1}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.usage = "bench perf method=NAME|degradation=NAME|metrics=offline [size=NAME|PIXELS] [key=value ...] [--seconds S] [--json]"
+    parser.usage = (
+        "bench perf method=NAME|degradation=NAME|metrics=offline [size=NAME|PIXELS] [key=value ...] "
+        "[--seconds S] [--json]"
+    )
     parser.add_argument(
         "--seconds", type=float, default=20.0, help="time for each of the two timings of a method (default: 20)"
     )

@@ -150,10 +150,11 @@ def _publish(current: RunPlan, summary: dict[str, Any]) -> None:
     """Report, leaderboard entry, board and MLflow; what fails here is said and loses no scores."""
     from bench.leaderboard.board import redraw
     from bench.leaderboard.entry import add, board_roots, same_scores_listed
-    from bench.report.report import write_report
     from bench.tracking.mlflow_store import record_run
 
     try:
+        from bench.report.report import write_report
+
         write_report([current.run_dir], current.run_dir / "report.html")
     except Exception as error:
         _say(f"the report was not written ({error}); try: bench report {current.run_dir}")
