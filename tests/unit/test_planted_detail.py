@@ -34,7 +34,7 @@ MARK = Mark("left cheek", 40.0, 60.0, 3.0, -0.35)
 def pictures(orl_root: Path) -> ProtocolPictures:
     words = ["method=input", "data=orl_heavy_validation", "data.targets=2", "probe=marks", f"data.root={orl_root}"]
     protocol = load_protocol(DataSettings(**compose("run", words)["data"]))
-    return ProtocolPictures(protocol, data_root(load_card(protocol.card), orl_root))
+    return ProtocolPictures(protocol, data_root(load_card(protocol.card), str(orl_root)))
 
 
 def _means(pictures: ProtocolPictures, restored: list[np.ndarray]) -> tuple[float, float]:
