@@ -82,7 +82,8 @@ class _Metered:
         if self._step < 0:
             raise _bomb(
                 self._archive,
-                f"the headers of one member, or the zeros at its end, are larger than {MOST_HEADER:,} bytes",
+                f"the headers of one member take more than {MOST_HEADER >> 20} MiB, or the zeros at its end more than "
+                f"{MOST_PADDING >> 20} MiB",
             )
         if self._total < 0:
             raise _bomb(self._archive, "it unpacks to far more, far larger than its size explains")

@@ -63,10 +63,10 @@ def staging_folder(target: Path) -> Path:
 def read_record(root: Path) -> dict[str, Any] | None:
     """What `prepared.json` of a data set says; None where `prepare` did not make it."""
     try:
-        record: dict[str, Any] = json.loads((root / RECORD).read_text("utf-8"))
+        record = json.loads((root / RECORD).read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return record
+    return record if isinstance(record, dict) and {"card", "key", "pictures", "skipped"} <= set(record) else None
 
 
 def card_hash(card: DatasetCard) -> str:

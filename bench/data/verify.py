@@ -31,6 +31,9 @@ from bench.protocol.splits import split_identities
 if TYPE_CHECKING:
     import numpy as np
 
+#: Side in pixels below which no protocol makes pictures either.
+SMALLEST_SIDE = 16
+
 
 class Inspected(NamedTuple):
     """One picture after its one decode.
@@ -110,8 +113,7 @@ def verify(name: str, root: str | None = None, faces: bool = False, workers: int
     inspected = _inspect_all(folder, photos, pairs, result, workers)
     digests = {path: one.sha256 for path, one in inspected.items() if one.sha256 is not None}
     _hashes(card, folder, digests, result)
-    if card.alignment is None:
-        _squares(photos, inspected, result)
+    _sizes(photos, inspected, card.alignment is None, result)
     split_of = {identity: split for split, own in parts.items() for identity in own}
     where = {photo.path: split_of[photo.identity] for photo in photos if photo.identity in split_of}
     _note(result, copied_files(digests, where))
@@ -139,10 +141,15 @@ def _folder(card: DatasetCard, root: str | None) -> Path:
 
 def _count(card: DatasetCard, folder: Path, result: Verification) -> None:
     """Compares the counts with the card's; what `prepare` left out, with its reason, is not missing."""
+    # Where neither folders nor a list say who is shown, every picture is read as a person of its own.
+    unknown = card.layout != "identity_folders" and not card.identities_from and result.identities == result.pictures
     left_out = len((read_record(folder) or {}).get("skipped", []))
     for what, found, spare in (("images", result.pictures, left_out), ("identities", result.identities, 0)):
         expected = card.statistics.get(what)
         if not isinstance(expected, int) or isinstance(expected, bool):
+            continue
+        if what == "identities" and unknown and expected != card.statistics.get("images"):
+            result.checks.append(f"identities: nobody says who is shown, the card says {expected}; not compared")
             continue
         if found + spare < expected:
             more = f", {spare} were left out when it was prepared" if spare else ""
@@ -175,7 +182,12 @@ def _protocols(card: str, root: Path) -> Iterator[dict[str, Any]]:
                 record = json.loads(path.read_text("utf-8"))
             except (OSError, ValueError):
                 continue
-            if record.get("card") == card and record.get("images") and _is_of(record["images"][0], root):
+            if (
+                isinstance(record, dict)
+                and record.get("card") == card
+                and record.get("images")
+                and _is_of(record["images"][0], root)
+            ):
                 yield record
 
 
@@ -241,7 +253,7 @@ def _hashes(card: DatasetCard, folder: Path, digests: dict[str, str], result: Ve
         text = sums.read_text("utf-8")
         if record.get("sums_sha256") not in (None, sha256_bytes(text.encode())):
             result.problem("hash", SUMS, f"{sums} was changed after the data set was prepared.")
-        known = {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
+        known = {name: digest for digest, _, name in (line.partition("  ") for line in text.split("\n") if line)}
     if card.alignment is not None:
         content = json.loads((resource_root() / "datasets" / card.alignment).read_text("utf-8"))
         known |= {path: photo["sha256"] for path, photo in content["photos"].items()}
@@ -254,7 +266,14 @@ def _hashes(card: DatasetCard, folder: Path, digests: dict[str, str], result: Ve
         result.checks.append(f"{len(known)} files compared with their SHA-256")
 
 
-def _squares(photos: Sequence[Photo], inspected: dict[str, Inspected], result: Verification) -> None:
+def _sizes(photos: Sequence[Photo], inspected: dict[str, Inspected], square: bool, result: Verification) -> None:
+    """Reports pictures too small to show a face, and those that are no squares where they must be."""
+    for path, one in inspected.items():
+        if one.reason is None and min(one.size) < SMALLEST_SIDE:
+            message = f"{path} is {one.size[1]}x{one.size[0]} px; a side of at least {SMALLEST_SIDE} px is needed."
+            result.problem("size", path, message)
+    if not square:
+        return
     for path in dict.fromkeys(path for photo in photos for path in (photo.path, photo.lq) if path in inspected):
         height, width = inspected[path or ""].size
         if height != width:

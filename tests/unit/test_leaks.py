@@ -231,6 +231,54 @@ def test_missing_pictures_are_incomplete(small: Path) -> None:
         verify("made")
 
 
+@pytest.mark.parametrize("known", [None, 2])
+def test_a_whole_copy_is_clean_where_nobody_says_who_is_shown(small: Path, tmp_path: Path, known: int | None) -> None:
+    """Two people, as the paper counts, are four pictures here, and each is read as a person of its own."""
+    root = tmp_path / "listed"
+    for number in range(4):
+        put(root / "images" / f"{number}.png", (small / f"s{number + 1}" / "1.png").read_bytes())
+    put(root / "refs.csv", b"gt_image,ref_image\n0.png,1.png\n1.png,0.png\n2.png,3.png\n3.png,2.png\n")
+    write_card(
+        tmp_path,
+        "made",
+        layout="paired",
+        folders={"ground_truth": "images", "lq": None, "reference": None},
+        references_from={"file": "refs.csv", "image": "gt_image", "references": "ref_image"},
+        splits={"rule": "all_test"},
+        statistics={"images": 4, "identities": known},
+    )
+    result = verify("made", str(root), workers=1)
+    assert (result.problems, result.missing, result.pictures, result.identities) == ([], [], 4, 4)
+    (root / "images" / "3.png").unlink()
+    assert "1 of 4 images (3 are there)" in verify("made", str(root), workers=1).missing
+
+
+def test_people_in_nested_pairs_are_counted(small: Path, tmp_path: Path) -> None:
+    folders = {"ground_truth": None, "lq": "lq", "reference": "reference"}
+    root = tmp_path / "nested"
+    for person in ("s1", "s2"):
+        for number in (1, 2):
+            put(root / "lq" / person / f"{number}.png", (small / person / f"{number}.png").read_bytes())
+        put(root / "reference" / person / "x.png", (small / person / "3.png").read_bytes())
+    for identities, code in ((2, 0), (3, 3)):
+        write_card(
+            tmp_path,
+            "made",
+            layout="paired",
+            contents="lq",
+            folders=folders,
+            splits={"rule": "all_test"},
+            statistics={"images": 4, "identities": identities},
+        )
+        assert verify("made", str(root), workers=1).exit_code == code
+
+
+def test_pictures_too_small_for_a_face_are_reported(small: Path) -> None:
+    write_png(small / "s1" / "1.png", np.zeros((1, 1, 3), np.uint8))
+    result = verify("made", workers=1)
+    assert any(problem["kind"] == "size" and "1x1 px" in problem["message"] for problem in result.problems)
+
+
 def test_changed_sums_are_noticed(small: Path) -> None:
     sums = small / SUMS
     sums.write_text(sums.read_text().replace("s1/1.png", "s1/2.png", 1))
@@ -247,6 +295,7 @@ def test_planted_leaks_are_found(small: Path, tmp_path: Path) -> None:
     put(protocols / "mine.json", json.dumps({"card": "made", "name": "mine", "images": [image]}).encode())
     put(protocols / "others.json", json.dumps({"card": "another", "name": "no", "images": [image]}).encode())
     put(protocols / "broken.json", b"{")
+    put(protocols / "list.json", b"[]")
     result = verify("made", workers=1)
     found = {problem["kind"]: problem["message"] for problem in result.problems}
     assert "'S4 '" in found["leak by name"]
