@@ -15,10 +15,26 @@ from bench.errors import UsageError
 from bench.leaderboard.board import render_board, render_index
 from bench.leaderboard.entry import add, board_names, entry_from_run, read_entries, read_entry
 from bench.leaderboard.ranking import build_board
-from bench.leaderboard.schema import ENTRY, METRIC, validate
+from bench.leaderboard.schema import ACCEPTED, ENTRY, METRIC, OPTIONAL, SET_METRIC, validate
 from bench.paths import resource_root
 from bench.scores.statistics import holm, sign_flip_test
 from tests.unit.run_folders import PROTOCOL_ID, make_run, score_frame
+
+
+SET = {
+    "identity": "kid@test@1",
+    "title": "KID",
+    "unit": "",
+    "higher_is_better": False,
+    "value": 0.1,
+    "low": 0.05,
+    "high": 0.2,
+    "interval": "bootstrap over identities",
+    "n": 60,
+    "of": 60,
+    "reason": None,
+    "shown": True,
+}
 
 
 def cli(*words):
@@ -134,7 +150,7 @@ def test_markdown_is_deterministic_and_complete(root):
         "Landmark distance (px) ↓",
         "psnr@test@1",
         "60 images of 12 identities",
-        "≈",
+        "<sup>a</sup>",
         "**",
     ):
         assert needed in text
@@ -229,4 +245,14 @@ def test_the_documented_fields_are_the_checked_ones():
     text = (resource_root() / "leaderboards" / "ENTRY.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    assert documented == {*ENTRY, *METRIC}
+    assert documented == {*ENTRY, *METRIC, *OPTIONAL, *SET_METRIC, *ACCEPTED}
+
+
+def test_second_seeds_and_sets_are_valid_entries(tmp_path):
+    run = make_run(tmp_path / "run", set_metrics={"kid": SET})
+    entry = entry_from_run(run)
+    assert entry["set_metrics"] == {"kid": SET}
+    broken = copy.deepcopy(entry)
+    broken["set_metrics"]["kid"]["value"] = None
+    with pytest.raises(UsageError, match="either a value or a reason"):
+        validate(broken, "entry")

@@ -1,0 +1,323 @@
+"""Boards in every format: deterministic, complete, and what the browser makes of them."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from bench.leaderboard.board import FORMATS, board_texts, redraw
+from bench.leaderboard.entry import add, read_entries
+from bench.leaderboard.verify import verify
+from bench.leaderboard.view import noise_note, view
+from bench.paths import resource_root
+from tests.unit.run_folders import make_run, score_frame
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SET = {"unit": "", "higher_is_better": False, "low": None, "high": None, "interval": None, "n": 60, "of": 60}
+SETS = {
+    "kid_gt": {**SET, "identity": "kid@1", "title": "KID", "value": 0.25, "reason": None, "shown": True},
+    "fid_gt": {**SET, "identity": "fid@1", "title": "FID", "value": 31.5, "reason": None, "shown": False},
+    "kid_x": {**SET, "identity": "kidx@1", "title": "KID-X", "value": None, "reason": "weights missing", "shown": True},
+}
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(text)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Two boards: one with published rows beside it, set metrics and an incomplete row; one without."""
+    tmp_path = tmp_path_factory.mktemp("built")
+    boards = tmp_path / "boards"
+    for method, shift, seed in (("input", 0, 0), ("copy_reference", 9, 1), ("refine@demo", 1.5, 2), ("a_b&c", 1.2, 3)):
+        missing = {("s29/6", "id")} if seed == 3 else ()
+        frame = score_frame(method.replace("&", "+"), shift, seed, missing=missing)
+        for protocol in ("celebref_heavy", "orl_heavy"):
+            run = make_run(
+                tmp_path / protocol / method,
+                frame,
+                protocol=protocol,
+                set_metrics=SETS,
+                method_title={"a_b&c": "50% <b>A_B & C</b>"}.get(method, method),
+                paper="Somebody, A & B, 2030" if seed == 3 else None,
+            )
+            add(run, boards)
+    return boards
+
+
+@pytest.fixture
+def root(built, tmp_path):
+    """A copy of the boards that a test may change."""
+    return shutil.copytree(built, tmp_path / "boards")
+
+
+def test_rendering_twice_makes_no_difference(root, tmp_path):
+    names = ["celebref_heavy", "orl_heavy"]
+    first = {path: path.read_bytes() for path in redraw(root, names, FORMATS, tmp_path / "out")}
+    second = {path: path.read_bytes() for path in redraw(root, names, FORMATS, tmp_path / "out")}
+    assert first == second
+    # In a process of its own, whose sets and hashes have another order.
+    program = (
+        "import sys; from pathlib import Path; from bench.leaderboard.board import *\n"
+        "redraw(Path(sys.argv[1]), ['celebref_heavy', 'orl_heavy'], FORMATS, Path(sys.argv[2]))"
+    )
+    words = [sys.executable, "-c", program, str(root), str(tmp_path / "other")]
+    subprocess.run(words, check=True, env={"PYTHONHASHSEED": "7", "PATH": "", "HOME": str(tmp_path)})
+    for path, content in first.items():
+        assert (tmp_path / "other" / path.relative_to(tmp_path / "out")).read_bytes() == content
+    assert {path.name for path in first} == {"README.md", "index.html", "table.tex", "references.bib", "board.csv"}
+
+
+def test_latex_bold_underlined_and_cited(root):
+    texts = board_texts(root, ["celebref_heavy"], ("latex", "bibtex"), root)
+    latex, bibtex = (texts[root / "celebref_heavy" / name] for name in ("table.tex", "references.bib"))
+    board = view(read_entries(root / "celebref_heavy"))
+    for index, column in enumerate(board.columns):
+        if column.name not in ("psnr", "id", "lmd"):
+            continue
+        ranked = [row for row in board.rows if row.entry["method"] != "copy_reference"]
+        ordered = sorted(ranked, key=lambda row: row.cells[index].value, reverse=bool(column.higher_is_better))
+        assert f"\\textbf{{{ordered[0].cells[index].text}}}" in latex
+        assert f"\\underline{{{ordered[1].cells[index].text}}}" in latex
+    assert "PSNR (dB) $\\uparrow$" in latex
+    assert "Landmark distance (px) $\\downarrow$" in latex
+    assert "50\\% <b>A\\_B \\& C</b>" in latex
+    for part in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert latex.count(part) >= 3, "one table of measured rows and two of published ones"
+    for line in latex.splitlines():
+        if line.endswith(r"\\"):
+            assert "_" not in re.sub(r"\\cite\{[^}]*\}|\\_", "", line), line
+    cited = {key for keys in re.findall(r"\\cite\{([^}]*)\}", latex) for key in keys.split(",")}
+    assert {"refine", "pfstorer", "restorerid", "codeformer", "vico", "a-b-c"} <= cited
+    assert cited == set(re.findall(r"^@\w+\{([^,]+),", bibtex, flags=re.MULTILINE))
+    tables = re.findall(r"\\begin\{tabular\}\{([lr]+)\}(.*?)\\end\{tabular\}", latex, flags=re.DOTALL)
+    for columns, body in tables:
+        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {len(columns)}
+
+
+def test_csv_holds_every_number_in_full(root):
+    text = board_texts(root, ["celebref_heavy"], ("csv",), root)[root / "celebref_heavy" / "board.csv"]
+    rows = list(csv.DictReader(io.StringIO(text)))
+    measured = {(row["method"], row["metric"]): row for row in rows if row["source"] == "measured"}
+    for entry in read_entries(root / "celebref_heavy"):
+        for name, metric in entry["metrics"].items():
+            row = measured[entry["method"], name]
+            assert (float(row["mean"]) if row["mean"] else None) == metric["mean"]
+            assert (row["n"], row["metric_identity"]) == (str(metric["n"]), metric["identity"])
+    published = [row for row in rows if row["source"] != "measured"]
+    assert published
+    assert all("as published, other protocol" in row["source"] and not row["mark"] for row in published)
+    assert any(row["method"] == "pfstorer" and row["metric"] == "id" and row["mean"] == "57.18" for row in published)
+
+
+def test_kid_stands_for_fid_and_absent_sets_are_named(root):
+    text = board_texts(root, ["orl_heavy"], ("md",), root)[root / "orl_heavy" / "README.md"]
+    header = next(line for line in text.splitlines() if line.startswith("| method"))
+    assert "KID ↓" in header
+    assert "FID" not in header
+    assert "FID is not shown: under 2,048 images" in text
+    assert "n/a (weights missing)" in text
+    assert header.index("| ID ↑") < header.index("| KID")
+
+
+def test_ips_stands_next_to_id_with_its_warning(root, tmp_path):
+    frame = score_frame("refine@demo", 1)
+    ips = frame[frame.metric == "psnr"].assign(metric="ips", metric_id="ips@test@1")
+    import pandas as pd
+
+    add(make_run(tmp_path / "run", pd.concat([frame, ips])), tmp_path / "other")
+    board = view(read_entries(tmp_path / "other" / "orl_heavy"))
+    names = [column.name for column in board.columns]
+    assert names.index("ips") == names.index("id") + 1
+    assert "copy_reference" in board.footnotes[board.notes["ips"][0] - 1]
+    assert board.absent_rows == ["copy_reference", "input"]
+
+
+def test_metrics_that_noise_betters_say_so(monkeypatch):
+    found = {"niqe": {"bettered": True, "text": "4.1 to 3.2 at sigma 5"}, "musiq": {"bettered": False}}
+    monkeypatch.setattr("bench.leaderboard.view._noise_check", lambda: found)
+    assert "4.1 to 3.2 at sigma 5" in noise_note("niqe")
+    assert noise_note("musiq") is None
+    assert noise_note("psnr") is None
+
+
+def test_html_is_one_file_without_addresses(root):
+    texts = board_texts(root, ["celebref_heavy"], ("html",), root)
+    text = texts[root / "celebref_heavy" / "index.html"]
+    page = Page(text)
+    addresses = [v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href", "action", "srcset")]
+    assert addresses == ["../index.html"]
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "50% <b>A_B & C</b>" in page.text, "escaped, so that it is read as text"
+    assert ("b", {}) not in page.tags
+    buttons = [attrs for tag, attrs in page.tags if tag == "button"]
+    assert buttons
+    assert all(attrs["type"] == "button" for attrs in buttons)
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+    assert "not comparable with the rows above" in page.text
+    assert page.text.count("as published, other protocol") == 25
+
+
+DRIVE = """
+<script>
+const said = {};
+const table = document.querySelector("table"), heads = [...table.tHead.rows[0].cells];
+const at = (name) => heads.findIndex((head) => head.textContent.startsWith(name));
+const names = () => [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].dataset.value);
+const column = (name) => [...table.tBodies[0].rows].map((row) => row.cells[at(name)].dataset.value);
+heads[at("PSNR")].querySelector("button").click();
+said.psnr = column("PSNR"); said.sort = heads[at("PSNR")].getAttribute("aria-sort");
+heads[at("PSNR")].querySelector("button").click();
+said.psnr_again = column("PSNR");
+heads[at("Landmark")].querySelector("button").click();
+said.lmd = column("Landmark"); said.psnr_sort = heads[at("PSNR")].getAttribute("aria-sort");
+const search = document.querySelector("input[type=search]");
+search.value = "COPY"; search.dispatchEvent(new Event("input"));
+said.filtered = names(); said.status = document.querySelector("[role=status]").textContent;
+search.value = ""; search.dispatchEvent(new Event("input"));
+const box = document.querySelectorAll(".choices input")[0];
+box.click();
+said.hidden = [...table.rows].every((row) => row.cells[1].hidden);
+document.querySelector("[data-hides]").click();
+said.intervals = [...document.querySelectorAll(".interval")].every((one) => one.hidden);
+heads[0].querySelector("button").focus();
+said.focus = document.activeElement.tagName;
+said.wide = document.documentElement.scrollWidth <= window.innerWidth;
+document.body.insertAdjacentHTML("beforeend", `<pre id="said">${JSON.stringify(said)}</pre>`);
+</script>
+</body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_in_a_browser(root, tmp_path, width):
+    text = board_texts(root, ["orl_heavy"], ("html",), root)[root / "orl_heavy" / "index.html"]
+    page = tmp_path / "board é#1.html"
+    page.write_text(text.replace("</body>", DRIVE), encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --virtual-time-budget=2000 --dump-dom"
+    command = [CHROMIUM, *flags.split(), f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=90, check=True)
+    said = json.loads(html.unescape(re.search(r'<pre id="said">(\{.*?)</pre>', done.stdout)[1]))
+    numbers = [float(value) for value in said["psnr"]]
+    assert said["sort"] == "descending", "the better direction comes first"
+    assert numbers == sorted(numbers, reverse=True)
+    assert [float(value) for value in said["psnr_again"]] == sorted(numbers)
+    assert [float(value) for value in said["lmd"]] == sorted(float(value) for value in said["lmd"])
+    assert said["psnr_sort"] is None
+    assert said["filtered"] == ["copy_reference"]
+    assert said["status"] == "1 of 4 rows"
+    assert said["hidden"]
+    assert said["intervals"]
+    assert said["focus"] == "BUTTON"
+    assert said["wide"], "only the table scrolls sideways"
+
+
+def test_verify_finds_what_was_edited(root, tmp_path):
+    redraw(root, ["celebref_heavy", "orl_heavy"])
+    redraw(root, ["celebref_heavy", "orl_heavy"], ("html", "csv"), tmp_path / "out")
+    assert verify(root) == []
+    assert verify(root, output=tmp_path / "out") == []
+
+    page = tmp_path / "out" / "orl_heavy" / "index.html"
+    kept = page.read_text()
+    page.write_text(kept.replace("0.3", "0.4", 1))
+    assert [problem for problem in verify(root, output=tmp_path / "out") if str(page) in problem]
+    page.write_text(kept)
+
+    readme = root / "orl_heavy" / "README.md"
+    kept = readme.read_text()
+    readme.write_text(re.sub(r"\*\*(\d+)\.", lambda found: f"**{int(found[1]) + 1}.", kept, count=1))
+    (problem,) = verify(root)
+    assert f"{readme} does not match its entries from line" in problem
+    assert verify(root, ["celebref_heavy"]) == []
+    readme.unlink()
+    assert "missing" in verify(root)[0]
+    readme.write_text(kept)
+    assert verify(root) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("metrics", "psnr", "mean"), 30.0, "identity means give"),
+        (("metrics", "psnr", "low"), 30.0, "metrics.psnr.low is 30.0, but its identity means give"),
+        (("metrics", "psnr", "by_identity", "s29", "mean"), 30.0, "identity means give"),
+        (("protocol_id",), "fedcba9876543210", "mixes protocol ids"),
+        (("revision",), "ffff", "rename or remove"),
+        (("extra",), 1, "unknown extra"),
+    ],
+)
+def test_verify_finds_edited_entries(root, path, value, message):
+    redraw(root, ["celebref_heavy", "orl_heavy"])
+    file = root / "orl_heavy" / "refine@demo@abc123def456-seed2.json"
+    entry = json.loads(file.read_text())
+    target = entry
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    file.write_text(json.dumps(entry))
+    assert any(message in problem for problem in verify(root)), verify(root)
+
+
+def test_the_committed_boards_are_in_order():
+    assert verify(resource_root() / "leaderboards") == []
+
+
+ADD = """
+import sys
+from pathlib import Path
+from bench.leaderboard.board import redraw
+from bench.leaderboard.entry import add
+root = Path(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for run in sys.argv[2:]:
+    redraw(root, [add(Path(run), root).parent.name])
+"""
+
+
+def test_two_processes_that_add_at_once_lose_nothing(tmp_path):
+    root, shares = tmp_path / "boards", [[], []]
+    for index in range(6):
+        run = make_run(tmp_path / f"run{index}", score_frame(f"method{index}", index / 10, index + 1))
+        shares[index % 2].append(str(run))
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", ADD, str(root), *share], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for share in shares
+    ]
+    for worker in workers:
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    text = (root / "orl_heavy" / "README.md").read_text()
+    assert all(f"`method{index}`" in text for index in range(6))
+    assert len(read_entries(root / "orl_heavy")) == 6
+    assert verify(root) == []
