@@ -151,6 +151,7 @@ class HaarPsi(_Fidelity):
 
     name = "haarpsi"
     title = "HaarPSI"
+    cost: ClassVar[Cost] = "medium"
     licence = "Apache-2.0"
     on_luma = False
 

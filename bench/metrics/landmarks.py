@@ -22,7 +22,7 @@ FAILURE_SHARE = 0.25
 
 class _Detected(Metric):
     licence: ClassVar[str] = "MIT (YuNet)"
-    cost: ClassVar[Cost] = "medium"
+    cost: ClassVar[Cost] = "low"
     how: ClassVar[str]
 
     @property

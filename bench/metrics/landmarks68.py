@@ -98,6 +98,7 @@ class LmdFarl(_Farl):
 class _Dlib(_Landmarks68):
     licence: ClassVar[str] = "BSL-1.0 (dlib); CC0-1.0 (weights), trained on iBUG 300-W: non-commercial; MIT (YuNet)"
     needs = ("truth", "landmarks")
+    cost: ClassVar[Cost] = "low"
 
     @property
     def identity(self) -> str:

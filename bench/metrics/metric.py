@@ -133,8 +133,8 @@ class Metric:
         higher_is_better: Direction; None where the value is described, not ranked.
         unit: Unit of the value ("dB", "px"), or "" for a bare number.
         licence: Licence of the implementation and of its weights, joined by "; ".
-        cost: What scoring one picture of 512 px takes on one processor core, models loaded and faces detected:
-            "low" under 100 ms, "medium" under 1 s, "high" above.
+        cost: What scoring one picture of 512 px takes on one processor core, models loaded: "low" under 100 ms,
+            "medium" under 1 s, "high" above. Measured; networks with weights of their shapes.
         needs: What a batch must carry. Where it is missing, the score is null with that reason.
         identity: Everything two numbers must share to be compared: implementation and its version,
             weights (hash), preprocessing, colour space.
