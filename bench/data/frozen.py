@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.errors import UsageError
-from bench.files import write_json, write_text
-from bench.image import write_png
+from bench.files import sha256_bytes, write_json, write_text
+from bench.image import UnreadableImageError, read_image, write_png
 from bench.progress import counted
 from bench.protocol.card import data_root, load_card
 from bench.protocol.pictures import ProtocolPictures
 from bench.protocol.protocol import DataSettings, Protocol, ProtocolPhoto
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MANIFEST = "protocol.json"
 _BEGUN = ".protocol_id"
@@ -21,7 +26,7 @@ _BEGUN = ".protocol_id"
 
 @dataclass(frozen=True)
 class WrittenProtocol:
-    """Where the pictures of a protocol lie, and how many were written and were there already."""
+    """Where the pictures of a protocol lie, how many were written, and how many were there already and are right."""
 
     folder: Path
     written: int
@@ -31,7 +36,8 @@ class WrittenProtocol:
 def write_pictures(protocol: Protocol, settings: DataSettings, folder: Path) -> WrittenProtocol:
     """Writes `lq/<image id>.png`, `gt/…`, `reference/<image id>/<rank>_….png` and, last, `protocol.json`.
 
-    One picture is in memory at a time. A stopped call goes on where it stopped. The folder is in the `paired` layout,
+    One picture is in memory at a time. A stopped call goes on where it stopped: what is there is kept if it decodes
+    to the frozen pixels, and written again if not. The folder is in the `paired` layout,
     so `data=folder data.root=FOLDER` reads it again. References that several pictures share are hard links.
 
     Args:
@@ -46,11 +52,11 @@ def write_pictures(protocol: Protocol, settings: DataSettings, folder: Path) -> 
     begun = folder / _BEGUN
     _claim(protocol, folder)
     pictures = ProtocolPictures(protocol, data_root(load_card(settings.card), settings.root))
-    first: dict[str, Path] = {}
+    first: dict[tuple[object, ...], Path] = {}
     written = kept = 0
     for image in counted(protocol.images, "written"):
         lq, gt = (folder / part / f"{image.image_id}.png" for part in ("lq", "gt"))
-        if lq.is_file() and (image.source is None or gt.is_file()):
+        if _holds(lq, image.lq_sha256) and (image.source is None or _holds(gt, image.gt_sha256)):
             kept += 1
         else:
             truth = None if image.source is None else pictures.truth(image)
@@ -67,11 +73,9 @@ def write_pictures(protocol: Protocol, settings: DataSettings, folder: Path) -> 
 
 
 def _claim(protocol: Protocol, folder: Path) -> None:
-    import json
-
     holds = None
     if (folder / MANIFEST).is_file():
-        holds = json.loads((folder / MANIFEST).read_text("utf-8")).get("id")
+        holds = _id_in(folder / MANIFEST)
     elif (folder / _BEGUN).is_file():
         holds = (folder / _BEGUN).read_text("utf-8").strip()
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -81,15 +85,45 @@ def _claim(protocol: Protocol, folder: Path) -> None:
     write_text(folder / _BEGUN, f"{protocol.id}\n")
 
 
-def _write_reference(pictures: ProtocolPictures, photo: ProtocolPhoto, target: Path, first: dict[str, Path]) -> None:
-    if not target.is_file():
-        before = first.get(photo.path)
-        if before is None:
-            write_png(target, pictures.crop(photo))
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(before, target)
-            except OSError:
-                shutil.copyfile(before, target)
-    first.setdefault(photo.path, target)
+def _id_in(manifest: Path) -> str:
+    try:
+        content = json.loads(manifest.read_text("utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("id"), str):
+        raise UsageError(f"{manifest} is no protocol. Give -o an empty or a new folder.")
+    return str(content["id"])
+
+
+def _decoded(path: Path) -> np.ndarray | None:
+    """The picture's pixels; None where there is none that can be read."""
+    try:
+        return read_image(path)
+    except UnreadableImageError:
+        return None
+
+
+def _holds(path: Path, expected: str | None) -> bool:
+    """Whether a file decodes to pixels of this SHA-256."""
+    pixels = _decoded(path)
+    return pixels is not None and sha256_bytes(pixels.tobytes()) == expected
+
+
+def _write_reference(
+    pictures: ProtocolPictures, photo: ProtocolPhoto, target: Path, first: dict[tuple[object, ...], Path]
+) -> None:
+    """Writes a reference, or links it to the copy that this call wrote or checked, unless it is there and right."""
+    key = (photo.path, photo.marks)
+    before = first.get(key)
+    if before is None:
+        crop, there = pictures.crop(photo), _decoded(target)
+        if there is None or there.shape != crop.shape or (there != crop).any():
+            write_png(target, crop)
+        first[key] = target
+    elif not (target.is_file() and target.samefile(before)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(before, target)
+        except OSError:
+            shutil.copyfile(before, target)

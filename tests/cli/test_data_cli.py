@@ -15,8 +15,10 @@ import pytest
 from bench.cli.main import main
 from bench.data import links
 from bench.files import sha256_bytes
-from bench.image import read_image, write_png
+from bench.image import encode_png, read_image, write_png
 from bench.protocol import freeze as freeze_module
+from bench.protocol.pictures import ProtocolPictures
+from bench.protocol.protocol import Protocol
 from tests.unit.data_helpers import running_server, use_cards, write_card
 
 SHIPPED = Path(__file__).parents[2] / "datasets" / "protocols" / "orl_heavy.json"
@@ -156,6 +158,43 @@ def test_freeze_prints_the_id_and_writes_the_pictures(orl_root: Path, tmp_path: 
     assert "holds the protocol" in capsys.readouterr().err
     assert main(["data", "freeze", "data=orl_light", "-o", str(orl_root)]) == 2
     assert "holds other files" in capsys.readouterr().err
+
+
+def test_freeze_writes_damaged_pictures_again(source: Path, tmp_path: Path, capsys) -> None:
+    words = ["data=folder_heavy", f"data.root={source}", "data.size=64", "data.references=2", "data.name=mine"]
+    out = tmp_path / "out"
+    freeze = ["data", "freeze", *words, "-o", str(out)]
+    assert main(freeze) == 0
+    right = {path: read_image(path) for path in out.rglob("*.png")}
+    lq, gt, reference = (sorted((out / part).rglob("*.png"))[-1] for part in ("lq", "gt", "reference"))
+    other = right[lq].copy()
+    other[0, 0] ^= 1
+    capsys.readouterr()
+    for path, content in ((lq, b""), (lq, encode_png(other)), (gt, gt.read_bytes()[:100]), (gt, right[gt][:9])):
+        path.write_bytes(content if isinstance(content, bytes) else encode_png(content))
+        assert main(freeze) == 0
+        assert "1 pictures written" in capsys.readouterr().out
+        assert all(np.array_equal(read_image(path), pixels) for path, pixels in right.items())
+    for damage in (b"", encode_png(other)):
+        reference.unlink()
+        reference.write_bytes(damage)
+        assert main(freeze) == 0
+        assert all(np.array_equal(read_image(path), pixels) for path, pixels in right.items())
+    (out / "protocol.json").write_text("[]")
+    assert main(freeze) == 2
+    assert "is no protocol" in capsys.readouterr().err
+
+
+def test_freeze_writes_the_marks_of_a_probe(orl_root: Path, tmp_path: Path) -> None:
+    """References are written as a method sees them."""
+    words = ["data=orl_heavy_ci", "probe=marks", "data.identities=1", "data.targets=1"]
+    assert main(["data", "freeze", *words, "-o", str(tmp_path / "out")]) == 0
+    protocol = Protocol.from_dict(json.loads((tmp_path / "out" / "protocol.json").read_text()))
+    pictures = ProtocolPictures(protocol, orl_root)
+    for image in protocol.images:
+        for rank, reference in enumerate(image.references):
+            (path,) = (tmp_path / "out" / "reference" / image.image_id).glob(f"{rank}_*.png")
+            assert np.array_equal(read_image(path), pictures.crop(reference))
 
 
 def test_what_freeze_wrote_is_read_again_as_a_folder(source: Path, tmp_path: Path, capsys) -> None:
