@@ -1,0 +1,216 @@
+"""Results of others: accepted only if pictures, table and protocol belong together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from bench.errors import UsageError
+from bench.files import sha256_bytes, sha256_file
+from bench.image import read_image, write_png
+from bench.leaderboard.accept import accept
+from bench.leaderboard.entry import add_entry, read_entries
+from bench.leaderboard.schema import validate
+from bench.leaderboard.submission import Submission, find_protocol
+from bench.protocol.card import data_root, load_card
+from bench.protocol.pictures import ProtocolPictures
+from bench.registry import load_metric
+from bench.runs.score import score_pictures
+from bench.scores.table import ScoreRow, read_table, rows_to_frame, write_table
+
+METRICS = ("psnr_y", "haarpsi")
+
+
+@pytest.fixture(scope="module")
+def handed_in(tmp_path_factory, orl_root):
+    """Pictures, score table and hash list of somebody whose method brightens the degraded picture a little."""
+    folder = tmp_path_factory.mktemp("handed in")
+    protocol = find_protocol("orl_heavy_ci")
+    pictures = ProtocolPictures(protocol, data_root(load_card(protocol.card)))
+    metrics = [load_metric(name)() for name in METRICS]
+    rows, lines = [], []
+    for image in protocol.images:
+        path = folder / "restored" / f"{image.image_id}.png"
+        write_png(path, np.clip(pictures.lq(image).astype(int) + 2, 0, 255).astype(np.uint8))
+        lines.append(f"{sha256_file(path)}  ./{image.image_id}.png")
+        scores = score_pictures(pictures, [image], [read_image(path)], metrics)[0]
+        rows += [
+            ScoreRow(
+                protocol.id, "theirs", "0123456789ab", 0, image.image_id, image.identity,
+                metric.name, metric.identity, *scores[metric.name],
+            )
+            for metric in metrics
+        ]  # fmt: skip
+    write_table(rows_to_frame(rows), folder / "scores.parquet")
+    (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def theirs(handed_in, tmp_path):
+    return shutil.copytree(handed_in, tmp_path / "theirs")
+
+
+def submission(folder, **changes):
+    given = {
+        "protocol": "orl_heavy_ci",
+        "restored": folder / "restored",
+        "scores": folder / "scores.parquet",
+        "hashes": folder / "SHA256SUMS",
+        "sample": 3,
+        "reported_by": "a lab",
+    }
+    return Submission(**{**given, **changes})
+
+
+def rewrite(folder, change):
+    """Writes the table again after `change`, which gets and returns a frame."""
+    path = folder / "scores.parquet"
+    write_table(change(read_table(path)), path)
+
+
+def test_what_holds_is_accepted(theirs, tmp_path):
+    entry = accept(submission(theirs, licence="MIT", paper="Somebody 2030", parameters=7, hardware="one GPU"))
+    validate(entry, "entry")
+    accepted = entry["accepted"]
+    assert accepted["recomputed"] == 3
+    assert accepted["largest_differences"] == dict.fromkeys(sorted(METRICS), pytest.approx(0, abs=1e-9))
+    names = sorted(find_protocol("orl_heavy_ci").image_ids)
+    listing = "".join(f"{sha256_file(theirs / 'restored' / f'{name}.png')}  {name}.png\n" for name in names)
+    assert accepted["pictures_sha256"] == sha256_bytes(listing.encode())
+    table = read_table(theirs / "scores.parquet")
+    means = table[table.metric == "psnr_y"].groupby("identity")["value"].mean()
+    assert entry["metrics"]["psnr_y"]["mean"] == pytest.approx(means.mean())
+    assert (entry["reported_by"], entry["licence"], entry["parameters"]) == ("a lab", "MIT", 7)
+    assert (entry["images"], entry["of"], entry["hardware"]) == (12, 12, {"stated": "one GPU"})
+    path = add_entry(entry, tmp_path / "boards", "theirs")
+    assert path.name == "theirs@0123456789ab.json"
+    assert read_entries(path.parent)[0] == json.loads(json.dumps(entry))
+
+
+def test_the_sample_is_not_theirs_to_choose(theirs):
+    # An honest picture more in the table changes the hash and with it the sample; the same table gives the same one.
+    from bench.leaderboard.accept import _sample
+
+    names = [f"p{index}" for index in range(50)]
+    assert _sample(names, 5, "a") == _sample(names, 5, "a")
+    assert _sample(names, 5, "a") != _sample(names, 5, "b")
+    assert _sample(names, None, "a") == names
+    assert len(set(_sample(names, 5, "a"))) == 5
+
+
+def test_an_edited_score_is_caught(theirs):
+    def better(frame):
+        frame.loc[frame.metric == "psnr_y", "value"] += 0.02
+        return frame
+
+    rewrite(theirs, better)
+    with pytest.raises(UsageError, match=r"psnr_y of .* computed again from the picture"):
+        accept(submission(theirs))
+
+
+def test_a_hidden_failure_is_caught(theirs):
+    def hide(frame):
+        chosen = frame.metric == "haarpsi"
+        frame.loc[chosen, "value"] = None
+        frame.loc[chosen, "reason"] = "no face found"
+        return frame
+
+    rewrite(theirs, hide)
+    with pytest.raises(UsageError, match="haarpsi of .* is no value; computed again"):
+        accept(submission(theirs))
+
+
+def test_changed_pictures_are_caught_by_their_hash(theirs):
+    name = find_protocol("orl_heavy_ci").image_ids[4]
+    path = theirs / "restored" / f"{name}.png"
+    write_png(path, read_image(path)[:, ::-1].copy())
+    with pytest.raises(UsageError, match=rf"1 changed \({name}\)"):
+        accept(submission(theirs))
+    lines = (theirs / "SHA256SUMS").read_text().splitlines()
+    (theirs / "SHA256SUMS").write_text("\n".join(line for line in lines if name not in line))
+    with pytest.raises(UsageError, match=rf"1 without a hash \({name}\)"):
+        accept(submission(theirs))
+
+
+def test_without_hashes_all_pictures_are_scored_again(theirs):
+    with pytest.raises(UsageError, match="--hashes FILE"):
+        accept(submission(theirs, hashes=None))
+    assert accept(submission(theirs, hashes=None, sample=None))["accepted"]["recomputed"] == 12
+
+
+def test_the_journal_of_a_run_folder_serves_as_hashes(theirs):
+    from bench.runs.journal import Journal
+
+    journal = Journal(theirs / "journal" / "score")
+    for name in find_protocol("orl_heavy_ci").image_ids:
+        journal.append({"image_id": name, "sha256": "0" * 64, "scores": {}})
+        journal.append({"image_id": name, "sha256": sha256_file(theirs / "restored" / f"{name}.png"), "scores": {}})
+    assert accept(submission(theirs, hashes=None))["accepted"]["recomputed"] == 3
+    journal.append({"image_id": name, "sha256": "1" * 64, "scores": {}})
+    with pytest.raises(UsageError, match="1 changed"):
+        accept(submission(theirs, hashes=None))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.assign(protocol_id="fedcba9876543210"), "belongs to protocol id fedcba9876543210"),
+        (lambda f: f.assign(protocol_id=""), "scored outside a protocol"),
+        (lambda f: f[f.image_id != f.image_id.iloc[0]], "11 of the 12 pictures.*missing"),
+        (lambda f: f.assign(image_id=f.image_id.replace({f.image_id.iloc[0]: "s99/1"})), "not of the protocol .s99/1"),
+        (lambda f: f.assign(identity="s1"), "another identity than the protocol"),
+        (lambda f: f.assign(metric_id=f.metric_id + "@other"), "different identities are never compared"),
+        (lambda f: f.assign(metric=f.metric.replace({"psnr_y": "sharpness"})), "Unknown metric 'sharpness'"),
+        (lambda f: f.assign(seed=range(len(f))), "several values of seed"),
+        (lambda f: f.assign(method_revision=[str(i) for i in range(len(f))]), "several values of method_revision"),
+        (lambda f: f.loc[[*f.index, f.index[0]]], "twice"),
+        (lambda f: f.assign(value=np.inf), "not finite"),
+        (lambda f: f.iloc[:0], "no rows"),
+    ],
+)
+def test_tables_that_do_not_hold_are_refused(theirs, change, message):
+    rewrite(theirs, change)
+    with pytest.raises(UsageError, match=message):
+        accept(submission(theirs))
+
+
+def test_pictures_that_do_not_hold_are_refused(theirs):
+    name = find_protocol("orl_heavy_ci").image_ids[0]
+    path = theirs / "restored" / f"{name}.png"
+    write_png(path, read_image(path)[:64, :64].copy())
+    with pytest.raises(UsageError, match="64x64 px.*not resized"):
+        accept(submission(theirs))
+    path.unlink()
+    with pytest.raises(UsageError, match=f"lacks 1 of the 12 pictures.*{name}"):
+        accept(submission(theirs))
+    with pytest.raises(UsageError, match="scores 1 pictures that are not there"):
+        accept(submission(theirs, allow_incomplete=True))
+    with pytest.raises(UsageError, match="not a folder"):
+        accept(submission(theirs, restored=theirs / "nothing"))
+
+
+def test_somebody_must_vouch_for_it(theirs, monkeypatch):
+    monkeypatch.delenv("BENCH_REPORTED_BY", raising=False)
+    with pytest.raises(UsageError, match="--reported-by"):
+        accept(submission(theirs, reported_by=None))
+    with pytest.raises(UsageError, match=r"'orl_heavy_ci'"):
+        accept(submission(theirs, protocol="orl_heavy_cj"))
+
+
+def test_pictures_alone_are_scored_here(theirs, monkeypatch):
+    monkeypatch.setattr("bench.config.read_preset", lambda group, name: {"names": list(METRICS)})
+    entry = accept(submission(theirs, scores=None, hashes=None, method="pictures only"))
+    table = read_table(theirs / "scores.parquet")
+    expected = table[table.metric == "haarpsi"].groupby("identity")["value"].mean().mean()
+    assert entry["metrics"]["haarpsi"]["mean"] == pytest.approx(expected, abs=1e-9)
+    assert entry["accepted"]["recomputed"] == 12
+    with pytest.raises(UsageError, match="--method LABEL"):
+        accept(submission(theirs, scores=None, hashes=None))
+    name = find_protocol("orl_heavy_ci").image_ids[0]
+    (theirs / "restored" / f"{name}.png").unlink()
+    partial = accept(submission(theirs, scores=None, hashes=None, method="partial", allow_incomplete=True))
+    assert (partial["images"], partial["metrics"]["psnr_y"]["n"]) == (11, 11)
