@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 
 from bench.cli import compare as verb
 from bench.errors import UsageError
-from bench.scores.statistics import holm, identity_means, sign_flip_test
+from bench.scores.power import smallest_effect
+from bench.scores.statistics import holm, identity_means, mean_interval, sign_flip_test
 from bench.scores.table import write_table
 from tests.unit.run_folders import make_run, score_frame
 
@@ -45,6 +48,16 @@ def test_json_holds_the_exact_test(runs, capsys):
     assert [result["metrics"][name]["better"] for name in expected] == [True] * 3
     assert result["metrics"]["lmd"]["mean_difference"] < 0
     assert (result["metrics"]["id"]["n_images"], result["metrics"]["psnr"]["n_images"]) == (59, 60)
+    differences = identity_means(frames[0][frames[0].metric == "psnr"]) - identity_means(
+        frames[1][frames[1].metric == "psnr"]
+    )
+    psnr = result["metrics"]["psnr"]
+    assert psnr["a_better"] == int((differences > 0).sum())
+    assert psnr["smallest_p"] == 2 / 4096
+    for level in ("0.05", "0.01"):
+        expected = smallest_effect(12, float(level)) * differences.std(ddof=1)
+        assert psnr["smallest_difference"][level] == pytest.approx(expected)
+    assert "89 % for strongly skewed values" in psnr["interval_note"]
     assert result["not_compared"] == {"niqe": "no image has a value in both"}
 
 
@@ -55,8 +68,46 @@ def test_table_for_people(runs, capsys):
     assert "worse" in out
     assert "lmd" not in out
     assert "niqe: not compared" in out
+    assert "identities in common: 12 (60 images, smallest p 0.00049)" in out
+    assert "shows .05" in out
+    assert "simulated coverage" in out
     assert compare(folders[0], folders[0]) == 0
     assert "no difference shown" in capsys.readouterr().out
+
+
+def test_plot_shows_every_identity_with_its_interval(runs, tmp_path, capsys):
+    folders, frames = runs
+    target = tmp_path / "plots" / "differences.svg"
+    assert compare(*folders, "--plot", target, "--json") == 0
+    json.loads(capsys.readouterr().out)
+    text = target.read_text("utf-8")
+    assert "l'été, a=b [1]" in text.replace("&#x27;", "'")
+    root = ElementTree.fromstring(text)
+    name = "{http://www.w3.org/2000/svg}"
+    panels = root.findall(f"{name}g")
+    assert [panel.find(f"{name}text").text for panel in panels] == ["id", "lmd", "psnr"]
+    for panel in panels:
+        tips = [circle.find(f"{name}title").text for circle in panel.findall(f"{name}circle")]
+        assert len(tips) == 12
+        assert len(panel.findall(f"{name}line[@class='mean']")) == 1
+    whiskers = [line for line in panels[2].findall(f"{name}line") if line.get("class").startswith("whisker")]
+    assert len(whiskers) == 12
+    # The identity with the largest difference comes first, and its interval is that of its five pictures.
+    a, b = (frame[frame.metric == "psnr"].set_index("image_id") for frame in frames)
+    differences = a["value"] - b["value"]
+    by_identity = differences.groupby(a["identity"]).mean()
+    first = panels[2].find(f"{name}circle/{name}title").text
+    assert first.startswith(f"{by_identity.idxmax()}: ")
+    interval = mean_interval(differences[a["identity"] == by_identity.idxmax()])
+    circle = panels[2].find(f"{name}circle")
+    left, centre, right = float(whiskers[0].get("x1")), float(circle.get("cx")), float(whiskers[0].get("x2"))
+    assert (centre - left) / (right - left) == pytest.approx(0.5, abs=0.01)
+    zero = float(panels[2].find(f"{name}line[@class='zero']").get("x1"))
+    scale = (centre - zero) / interval.mean
+    assert (right - left) / scale == pytest.approx(interval.high - interval.low, rel=0.05)
+    assert not re.search(r"https?://(?!www\.w3\.org/)", text)
+    with pytest.raises(UsageError, match=r"ends in \.svg"):
+        compare(*folders, "--plot", tmp_path / "plot.jpg")
 
 
 def test_score_tables_are_accepted(runs, tmp_path, capsys):

@@ -13,6 +13,7 @@ from scipy import stats
 
 from bench.errors import UsageError
 from bench.metrics.metric import Metric
+from bench.scores import simulation
 from bench.scores.statistics import (
     holm,
     holm_comparisons,
@@ -21,6 +22,7 @@ from bench.scores.statistics import (
     no_worse_than,
     paired_comparison,
     sign_flip_test,
+    sign_flip_tests,
     tied,
 )
 from bench.scores.summary import summarise
@@ -109,6 +111,81 @@ def test_false_positives_stay_at_the_level():
     assert 0.03 < rejected / 1500 < 0.067
 
 
+@pytest.mark.parametrize("size", [1, 2, 12, 30])
+def test_many_tests_at_once_are_the_single_ones(size):
+    differences = np.random.default_rng(size).normal(0.3, 1, (5, size))
+    differences[1] = 0
+    differences[2] = 0.1
+    assert sign_flip_tests(differences).tolist() == [sign_flip_test(row) for row in differences]
+
+
+@pytest.mark.parametrize("identities", [10, 12, 20])
+@pytest.mark.parametrize("correlation", [0.0, 0.2, 0.5])
+@pytest.mark.parametrize("shape", ["normal", "skewed", "strongly skewed"])
+def test_simulated_false_positives_and_coverage(identities, correlation, shape):
+    repetitions = 2000 if identities < 20 else 1000
+    case = simulation.measure(identities, 5, correlation, shape, repetitions, seed=1)
+    # The tolerance of the full measurement (10,000 repetitions), and three standard errors of this quick one.
+    assert abs(case.false_positives - 0.05) <= 0.015 + 3 * np.sqrt(0.05 * 0.95 / repetitions)
+    full = recorded(identities, 5, correlation, shape)
+    assert abs(case.coverage - full.coverage) <= 3.5 * np.sqrt(2 * 0.1 * 0.9 / repetitions)
+    if shape == "normal":
+        assert abs(case.coverage - 0.95) <= 0.02
+
+
+def recorded(identities, images, correlation, shape):
+    key = (identities, images, correlation, shape)
+    (case,) = [c for c in simulation.read_cases() if (c.identities, c.images, c.correlation, c.shape) == key]
+    return case
+
+
+def test_the_recorded_simulation_is_complete_and_holds():
+    tested = [case for case in simulation.read_cases() if case.false_positives is not None]
+    assert {(c.identities, c.correlation, c.shape) for c in tested if c.images == 5} == set(
+        itertools.product(simulation.TESTED_IDENTITIES, simulation.CORRELATIONS, simulation.SHAPES)
+    )
+    for case in tested:
+        assert abs(case.false_positives - 0.05) <= simulation.FALSE_POSITIVE_TOLERANCE, case
+    for case in simulation.read_cases():
+        assert case.method == ("student-t" if case.identities < 30 else "bca")
+        note = simulation.coverage_note(case.identities, case.method, case.images)
+        if abs(case.coverage - 0.95) > simulation.COVERAGE_TOLERANCE:
+            assert f"for {case.shape}" in note, "a miss is printed beside the interval"
+        assert case.shape != "normal" or abs(case.coverage - 0.95) <= simulation.COVERAGE_TOLERANCE
+    assert simulation.coverage_note(1, "none") is None
+    assert simulation.coverage_note(12, "student-t").startswith("simulated coverage 93 % for skewed, 89 % for strongly")
+
+
+@pytest.mark.parametrize("count", [12, 30, 64])
+def test_intervals_of_the_simulation_are_the_printed_ones(count):
+    values = np.random.default_rng(count).lognormal(0, 1, (4, count))
+    low, high, method = simulation.intervals(values)
+    for row, bounds in zip(values, zip(low, high, strict=True), strict=True):
+        one = mean_interval(row)
+        assert one.method == method
+        assert bounds == pytest.approx((one.low, one.high), rel=1e-9)
+
+
+def test_simulated_scores_have_the_stated_spread_and_correlation():
+    rng = np.random.default_rng(0)
+    for shape in simulation.SHAPES:
+        drawn = simulation.SHAPES[shape](rng, (400_000,))
+        assert (drawn.mean(), drawn.std()) == pytest.approx((0, 1), abs=0.04), shape
+        # Of an identity mean over 5 pictures: icc + (1 - icc) / 5.
+        means = simulation.simulated_means(rng, shape, 4000, 12, 5, 0.5)
+        assert means.var() == pytest.approx(0.6, rel=0.15)
+    assert stats.skew(simulation.SHAPES["skewed"](rng, (400_000,))) == pytest.approx(2, abs=0.1)
+
+
+def test_the_command_writes_every_case(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(simulation, "IDENTITIES", (10, 30))
+    assert simulation.main(["--repetitions", "20", "-o", str(tmp_path / "c.json")]) == 0
+    written = simulation.read_cases(tmp_path / "c.json")
+    assert len(written) == 2 * 3 * 4
+    assert len(capsys.readouterr().out.splitlines()) == len(written) + 1
+    assert [case.false_positives is None for case in written] == [False] * 12 + [True] * 12
+
+
 @pytest.mark.parametrize("count", [2, 12, 29])
 def test_student_interval_equals_scipy(count):
     values = np.random.default_rng(count).gamma(2, size=count)
@@ -166,6 +243,8 @@ def test_paired_comparison_uses_shared_images_only():
     assert one.effect_size == pytest.approx(differences.mean() / differences.std(ddof=1))
     reference = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
     assert (one.low, one.high) == pytest.approx(tuple(reference))
+    assert one.deviation == pytest.approx(differences.std(ddof=1))
+    assert one.a_better == int((differences > 0).sum())
     assert one.better is True
     assert paired_comparison(table(a_values), table(b_values), "psnr", False).better is False
     assert paired_comparison(table(a_values), table(b_values), "psnr", None).better is None
