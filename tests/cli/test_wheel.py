@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+NOT_SHIPPED = r"^configs/degradation/(README\.md|strips/)|(^|/)\."
 
 pytestmark = pytest.mark.slow
 
@@ -77,10 +80,26 @@ def test_the_top_level_holds_two_packages(members: set[str]) -> None:
 
 def test_every_tracked_file_is_inside(members: set[str]) -> None:
     packages = _tracked("bench", "methods")
-    data = {f"bench/_data/{name}" for name in _tracked("configs", "datasets", "leaderboards")}
+    kept = [name for name in _tracked("configs", "datasets", "leaderboards") if not re.search(NOT_SHIPPED, name)]
+    data = {f"bench/_data/{name}" for name in kept}
     assert len(packages) > 50
     assert len(data) > 10
     assert not (packages | data) - members
+
+
+def test_pictures_for_readers_and_hidden_files_stay_outside(members: set[str]) -> None:
+    data = {name.removeprefix("bench/_data/") for name in members if name.startswith("bench/_data/")}
+    assert any(name.startswith("configs/degradation/") for name in data)
+    assert not [name for name in data if re.search(NOT_SHIPPED, name)]
+    assert not [name for name in members if name.endswith((".png", ".jpg", ".svg"))]
+
+
+def test_an_editable_installation_finds_the_checkout(tmp_path: Path) -> None:
+    from hatchling.build import build_editable
+
+    with contextlib.chdir(ROOT), zipfile.ZipFile(tmp_path / build_editable(str(tmp_path))) as built:
+        (path_file,) = (name for name in built.namelist() if name.endswith(".pth"))
+        assert Path(built.read(path_file).decode().strip()).samefile(ROOT)
 
 
 def test_cards_and_weights_are_inside(members: set[str]) -> None:
