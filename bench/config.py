@@ -36,12 +36,23 @@ def read_preset(group: str, name: str) -> dict[str, Any]:
     """Reads one file of a group that is not composed, such as a degradation preset.
 
     Raises:
-        UsageError: There is no such file.
+        UsageError: There is no such file, or it holds no preset.
     """
-    path = resource_root() / "configs" / group / f"{name}.yaml"
-    if not path.is_file():
-        raise unknown_name(f"{group} preset", name, [p.stem for p in path.parent.glob("*.yaml")])
-    content: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+    known = {path.stem: path for path in (resource_root() / "configs" / group).glob("*.yaml")}
+    if name not in known:
+        raise unknown_name(f"{group} preset", name, known)
+    try:
+        content = yaml.safe_load(known[name].read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{known[name]} cannot be read: {' '.join(str(error).split())}") from error
+    return _check_preset(group, content, known[name])
+
+
+def _check_preset(group: str, content: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(content, dict) or not isinstance(content.get("name"), str):
+        raise UsageError(f"{path} must be a {group} preset {{name: ..., steps: [...]}}, got {content!r}.")
+    if not isinstance(content.get("steps"), list) or not content["steps"]:
+        raise UsageError(f"{path} must have a list of steps, got {content.get('steps')!r}.")
     return content
 
 
