@@ -118,7 +118,7 @@ def _run(jobs: list[tuple[str, ...]], dry: bool) -> int:
         if dry:
             continue
         command = [sys.executable, "-m", "bench", "run", *words, "leaderboard=false"]
-        code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
+        code = subprocess.run(command, check=False, stdout=2).returncode
         worst = max(worst, code if code >= 0 else 1)
     if not jobs:
         print("nothing of this can run here; see what is missing below", file=sys.stderr)

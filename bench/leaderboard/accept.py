@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import BenchError, UsageError
+from bench.errors import UsageError
 from bench.files import sha256_bytes, sha256_file
 from bench.leaderboard.entry import scored_metrics
 from bench.leaderboard.schema import ENTRY_SCHEMA, validate
@@ -223,7 +223,4 @@ def _entry(submission: Submission, table: pd.DataFrame, protocol: Protocol, repo
 def _panel() -> list[str]:
     from bench.config import read_preset
 
-    try:
-        return list(read_preset("metrics", "standard")["names"])
-    except BenchError:
-        return []
+    return list(read_preset("metrics", "standard")["names"])

@@ -20,7 +20,6 @@ from bench.paths import resource_root
 from bench.scores.statistics import holm, sign_flip_test
 from tests.unit.run_folders import PROTOCOL_ID, make_run, score_frame
 
-
 SET = {
     "identity": "kid@test@1",
     "title": "KID",

@@ -120,7 +120,7 @@ def test_a_hidden_failure_is_caught(theirs):
         return frame
 
     rewrite(theirs, hide)
-    with pytest.raises(UsageError, match="haarpsi of .* is no value; computed again"):
+    with pytest.raises(UsageError, match=r"haarpsi of .* is no value; computed again"):
         accept(submission(theirs))
 
 
@@ -182,7 +182,7 @@ def test_pictures_that_do_not_hold_are_refused(theirs):
     name = find_protocol("orl_heavy_ci").image_ids[0]
     path = theirs / "restored" / f"{name}.png"
     write_png(path, read_image(path)[:64, :64].copy())
-    with pytest.raises(UsageError, match="64x64 px.*not resized"):
+    with pytest.raises(UsageError, match=r"64x64 px.*not resized"):
         accept(submission(theirs))
     path.unlink()
     with pytest.raises(UsageError, match=f"lacks 1 of the 12 pictures.*{name}"):
