@@ -20,6 +20,7 @@ SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 HAARPSI_SMALLEST = 16
 MS_SSIM_SMALLEST = 161
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 _NOTHING_VALID = "no pixel of the crop lies inside the photograph"
 _Y = "Y BT.601 full range"
@@ -109,10 +110,11 @@ class SsimRgb(_Ssim):
     name = "ssim_rgb"
     title = "SSIM-RGB"
     on_luma = False
+    cost: ClassVar[Cost] = "medium"
 
 
 class MsSsim(_Fidelity):
-    """MS-SSIM of the luma (Wang, Simoncelli and Bovik 2003) by piq: five scales, the published weights.
+    """MS-SSIM of the luma (Wang, Simoncelli and Bovik 2003): five scales, the published weights.
 
     Null below 161 px, where the window of 11 px does not fit the fifth scale. Pixels outside the photograph are
     replaced by the ground truth's, so that they add no difference.
@@ -125,22 +127,29 @@ class MsSsim(_Fidelity):
     @property
     def identity(self) -> str:
         """Identity string."""
-        return f"ms_ssim@piq {version('piq')}@{_Y}, float64, 5 scales, window 11 sigma 1.5, outside valid = truth"
-
-    def unavailable(self) -> str | None:
-        """Whether piq is absent."""
-        return _no_piq()
+        window = f"Gaussian {SSIM_WINDOW} px sigma {SSIM_SIGMA:g}, K .01 .03"
+        return f"ms_ssim@own 1@{_Y}, float64, 5 scales, {window}, negative = 0, outside valid = truth"
 
     def score(self, batch: ScoringBatch) -> list[Score]:
         """MS-SSIM of every picture."""
-        import piq
         import torch
+        from torch.nn.functional import avg_pool2d, pad
 
         if min(batch.restored.shape[1:3]) < MS_SSIM_SMALLEST:
             return [Score(None, f"needs {MS_SSIM_SMALLEST} px for its fifth scale")] * len(batch)
         restored, truth = self.pictures(batch)
         restored = torch.where(batch.valid_tensor, restored, truth)
-        return scores(piq.multi_scale_ssim(restored, truth, data_range=1.0, reduction="none").reshape(-1).tolist())
+        product = restored.new_ones(len(batch))
+        for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+            if scale:
+                odd = max(side % 2 for side in restored.shape[2:])
+                restored, truth = (
+                    avg_pool2d(pad(picture, (odd, 0, odd, 0), mode="replicate"), 2) for picture in (restored, truth)
+                )
+            similarity, contrast = ssim_maps(restored, truth)
+            last = scale == len(MS_SSIM_WEIGHTS) - 1
+            product = product * (similarity if last else contrast).mean(dim=(1, 2, 3)).clamp_min(0.0) ** weight
+        return scores(product.tolist())
 
 
 class HaarPsi(_Fidelity):
@@ -162,7 +171,7 @@ class HaarPsi(_Fidelity):
 
     def unavailable(self) -> str | None:
         """Whether piq is absent."""
-        return _no_piq()
+        return "needs the Python package piq; install it with: pip install piq" if version("piq") == "absent" else None
 
     def score(self, batch: ScoringBatch) -> list[Score]:
         """HaarPSI of every picture."""
@@ -177,19 +186,20 @@ class HaarPsi(_Fidelity):
         return scores(values, "both pictures are flat, which leaves nothing to weigh")
 
 
-def _no_piq() -> str | None:
-    return "needs the Python package piq; install it with: pip install piq" if version("piq") == "absent" else None
-
-
 def ssim_map(first: Tensor, second: Tensor) -> Tensor:
-    """SSIM at every position where the whole window fits.
+    """SSIM at every position where the whole window fits: the first of `ssim_maps`."""
+    return ssim_maps(first, second)[0]
+
+
+def ssim_maps(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """SSIM, and its factor of contrast and structure, at every position where the whole window fits.
 
     Args:
         first: (B, C, H, W) in [0, 1].
         second: The same shape.
 
     Returns:
-        (B, C, H - 10, W - 10).
+        Two of (B, C, H - 10, W - 10).
     """
     import torch
     from torch.nn.functional import conv2d
@@ -208,5 +218,6 @@ def ssim_map(first: Tensor, second: Tensor) -> Tensor:
     variance_second = blur(second * second) - mean_second**2
     covariance = blur(first * second) - mean_first * mean_second
     c1, c2 = 0.01**2, 0.03**2
-    above = (2 * mean_first * mean_second + c1) * (2 * covariance + c2)
-    return above / ((mean_first**2 + mean_second**2 + c1) * (variance_first + variance_second + c2))
+    squares, variances = mean_first**2 + mean_second**2 + c1, variance_first + variance_second + c2
+    contrast = 2 * covariance + c2
+    return (2 * mean_first * mean_second + c1) * contrast / (squares * variances), contrast / variances

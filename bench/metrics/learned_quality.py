@@ -53,6 +53,7 @@ class Musiq(_Learned):
 
     name = "musiq"
     title = "MUSIQ"
+    cost: ClassVar[Cost] = "medium"
     licence = f"{_PYIQA}; Apache-2.0 (weights, Google Research)"
     weights = ("musiq_koniq",)
     how = "KonIQ-10k, longer sides 224, 384 and native"

@@ -76,13 +76,16 @@ def values(name: str, batch: ScoringBatch) -> list[float]:
     return found
 
 
-def test_ms_ssim_agrees_with_torchmetrics_and_pyiqa() -> None:
-    """Torchmetrics to 1e-3 (it treats borders otherwise), pyiqa, which rounds the luma, to 5e-4."""
+def test_ms_ssim_agrees_with_three_packages() -> None:
+    """piq to 1e-6, torchmetrics to 1e-3 (it treats borders otherwise), pyiqa, which rounds the luma, to 5e-4."""
     functional = pytest.importorskip("torchmetrics.functional.image")
     pyiqa_ssim = pytest.importorskip("pyiqa.archs.ssim_arch")
     truth = truth_picture(256)
     batch = batch_of([blurred(truth, 1.5), blurred(truth, 4.0)])
     found = values("ms_ssim", batch)
+    piq = pytest.importorskip("piq")
+    piqs = piq.multi_scale_ssim(batch.restored_luma, batch.truth_luma, data_range=1.0, reduction="none")
+    assert found == pytest.approx(piqs.flatten().tolist(), abs=1e-6)
     theirs = [
         float(
             functional.multiscale_structural_similarity_index_measure(
@@ -95,6 +98,9 @@ def test_ms_ssim_agrees_with_torchmetrics_and_pyiqa() -> None:
     pyiqas = pyiqa_ssim.MS_SSIM(test_y_channel=True)(batch.restored_tensor, batch.truth_tensor).tolist()
     assert found == pytest.approx(pyiqas, abs=5e-4)
     assert 1 > found[0] > found[1] > 0
+    odd = batch_of([blurred(truth_picture(253), 2.0)])
+    theirs = piq.multi_scale_ssim(odd.restored_luma, odd.truth_luma, data_range=1.0)
+    assert values("ms_ssim", odd) == pytest.approx([float(theirs)], abs=1e-6)
 
 
 def test_ms_ssim_is_null_where_its_fifth_scale_does_not_fit() -> None:
