@@ -118,32 +118,29 @@ def load_set_metric(name: str) -> type[SetMetric]:
     return classes[name]
 
 
-# What papers and other packages call a metric, and which of ours that is; the first one that exists is taken.
-METRIC_ALIASES: dict[str, tuple[str, ...]] = {
-    "psnr": ("psnr_rgb",),
-    "psnry": ("psnr_y",),
-    "ssim": ("ssim_y",),
-    "ssimc": ("ssim_rgb",),
-    "ms-ssim": ("ms_ssim", "ms_ssim_y"),
-    "msssim": ("ms_ssim", "ms_ssim_y"),
-    "lpips": ("lpips_alex",),
-    "lpips-alex": ("lpips_alex",),
-    "lpips-vgg": ("lpips_vgg",),
-    "musiq": ("musiq_koniq",),
-    "maniqa": ("maniqa_koniq",),
-    "maniqa-pipal": ("maniqa_pipal",),
-    "clip-iqa": ("clipiqa", "clip_iqa"),
-    "clipiqa": ("clip_iqa",),
-    "topiq": ("topiq_face",),
-    "topiq_nr-face": ("topiq_face",),
-    "topiq-face": ("topiq_face",),
-    "ids": ("id",),
-    "deg": ("deg_vqfr", "degradation_angle"),
-    "lmd": ("lmd_px",),
-    "lmse": ("lmse_px2",),
-    "fid": ("fid_gt",),
-    "fid-ffhq": ("fid_ffhq",),
-    "kid": ("kid_gt",),
+# What papers and pyiqa call a metric, and which of ours that is. SSIM is that of luma, as pyiqa's and MATLAB's.
+METRIC_ALIASES: dict[str, str] = {
+    "psnr": "psnr_rgb",
+    "psnry": "psnr_y",
+    "ssim": "ssim_y",
+    "ssimc": "ssim_rgb",
+    "ms-ssim": "ms_ssim",
+    "msssim": "ms_ssim",
+    "lpips": "lpips_alex",
+    "lpips-alex": "lpips_alex",
+    "lpips-vgg": "lpips_vgg",
+    "maniqa-pipal": "maniqa_pipal",
+    "clip-iqa": "clipiqa",
+    "clip_iqa": "clipiqa",
+    "topiq-face": "topiq_face",
+    "topiq_nr-face": "topiq_face",
+    "ids": "id",
+    "deg": "degradation_angle",
+    "lmd": "lmd_px",
+    "lmse": "lmse_px2",
+    "fid": "fid_gt",
+    "fid-ffhq": "fid_ffhq",
+    "kid": "kid_gt",
 }
 
 
@@ -160,9 +157,8 @@ def resolve_metric(name: str) -> str:
     for written in (name, name.lower()):
         if written in known:
             return written
-        for target in METRIC_ALIASES.get(written, ()):
-            if target in known:
-                return target
+        if METRIC_ALIASES.get(written) in known:
+            return METRIC_ALIASES[written]
     raise unknown_name("metric", name, known)
 
 

@@ -16,6 +16,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from bench.cli.main import main
 from bench.image import read_image, write_png
 from bench.metrics.metric import Metric
+from bench.registry import METRIC_ALIASES, metric_classes, resolve_metric, set_metric_classes
 from bench.scores import feature_cache
 from bench.scores.folders import identity_of, pair_folders, references_of
 from bench.scores.summary import summarise
@@ -256,3 +257,29 @@ def test_intervals_stay_within_what_a_metric_can_reach() -> None:
     free = summarise(rows_to_frame(rows), {})["rate"]
     assert free["high"] > 1
     assert free["low"] == entry["low"]
+
+
+def test_names_of_papers_are_ours() -> None:
+    known = {*metric_classes(), *set_metric_classes()}
+    assert set(METRIC_ALIASES.values()) <= known
+    assert not set(METRIC_ALIASES) & known
+    assert (resolve_metric("LPIPS"), resolve_metric("id")) == ("lpips_alex", "id")
+
+
+def test_the_panel_benchmark_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["perf", "metrics=offline", "imges=3"]) == 2
+    assert "'images'" in capsys.readouterr().err
+    assert main(["perf", "metrics=lpips_alex"]) == 2
+    assert "counterpart in pyiqa" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_panel_benchmark_compares_values(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pyiqa")
+    words = ["metrics=psnr_rgb,ssim_rgb", "images=3", "loop=2", "distinct=2", "size=192"]
+    assert main(["perf", *words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["ours"]["images"], result["pyiqa"]["images"]) == (3, 2)
+    assert result["ratio"] > 0
+    assert [metric["compared"] for metric in result["metrics"]] == [2, 2]
+    assert all(0 < metric["largest_difference"] <= metric["tolerance"] for metric in result["metrics"])
