@@ -1,4 +1,4 @@
-"""Write the HTML report of a run, or of several runs side by side."""
+"""Write the HTML report of a run, of several runs side by side, or an index page over all runs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,40 @@ from pathlib import Path
 EXAMPLES = """\
   bench report runs/refine-orl_heavy
   bench report runs/refine-orl_heavy runs/input-orl_heavy -o comparison.html
+  bench report --index                  runs/index.html: every run, by protocol, with links to the reports
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs, one protocol")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of finished runs, one protocol")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="HTML file (one run: its report.html)")
-    parser.add_argument("--metric", help="metric that picks the images shown (default: id, else haarpsi)")
+    parser.add_argument("--metric", help="metric that is chosen when the page opens (default: id, else haarpsi)")
+    parser.add_argument(
+        "--index",
+        nargs="?",
+        const="",
+        metavar="ROOT",
+        help="write the index page over all runs under ROOT (default: $BENCH_RUNS, else runs)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes the report and prints its path."""
+    """Writes the page and prints its path."""
     from bench.errors import UsageError
+
+    if arguments.index is not None:
+        from bench.paths import runs_root
+        from bench.report.index import write_index
+
+        if arguments.runs or arguments.metric:
+            raise UsageError("--index is about all runs under one folder: leave out the run folders and --metric.")
+        print(write_index(Path(arguments.index) if arguments.index else runs_root(), arguments.output))
+        return 0
     from bench.report.report import write_report
 
+    if not arguments.runs:
+        raise UsageError("Name the folders of finished runs, or give --index for a page over all of them.")
     output = arguments.output
     if output is None:
         if len(arguments.runs) > 1:

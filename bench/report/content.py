@@ -1,18 +1,15 @@
-"""What a report says: the runs it is about, their tables, and the images worth looking at."""
+"""What a report says: the runs it is about, and the numbers of its tables."""
 
 from __future__ import annotations
 
-import base64
-import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from bench.errors import BenchError, UsageError
+from bench.errors import UsageError
 from bench.report.terminal import number, p_value
 from bench.scores.compare import compare_tables
 from bench.scores.summary import read_summary
@@ -22,34 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CASE_METRICS = ("id", "haarpsi")
-MOST_REFERENCES = 5
-REFERENCE_SIDE = 128
 INPUT = "input"
 COPY = "copy_reference"
-
-
-class Pictures(Protocol):
-    """The pictures of one run; each an (H, W, 3) uint8 RGB array."""
-
-    def lq(self, image_id: str) -> np.ndarray:
-        """The degraded picture."""
-        ...
-
-    def has_truth(self, image_id: str) -> bool:
-        """Whether a ground truth exists."""
-        ...
-
-    def truth(self, image_id: str) -> np.ndarray:
-        """The ground truth."""
-        ...
-
-    def restored(self, image_id: str) -> np.ndarray:
-        """What the method made of it."""
-        ...
-
-    def references(self, image_id: str) -> Sequence[np.ndarray]:
-        """The references the method was given."""
-        ...
+LONGEST_BRIEF = 70
 
 
 @dataclass(frozen=True)
@@ -76,27 +48,6 @@ class Run:
         return rows.set_index("image_id")["value"]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One picture of a strip: caption, data address, width on the page, and its role."""
-
-    caption: str
-    source: str
-    width: int
-    role: str
-
-
-@dataclass(frozen=True)
-class Case:
-    """One image to look at."""
-
-    kind: str
-    image_id: str
-    identity: str
-    values: list[tuple[str, str]]
-    pictures: list[Picture]
-
-
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Reads the runs of a report.
 
@@ -109,50 +60,91 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     if len(ids := sorted({summary["protocol_id"] for summary in summaries})) > 1:
         raise UsageError(f"The runs belong to different protocols ({', '.join(ids)}): write one report for each.")
     times = Counter(summary["method"] for summary in summaries)
+    names = Counter((summary["method"], folder.name) for folder, summary in zip(folders, summaries, strict=True))
     runs = []
     for index, (folder, summary) in enumerate(zip(folders, summaries, strict=True)):
         method = summary["method"]
         label = method if times[method] == 1 else f"{method} ({folder.name})"
+        if names[method, folder.name] > 1:
+            label = f"{method} ({folder.parent.name}/{folder.name}, {index + 1})"
         runs.append(Run(folder, label, summary, read_table(folder / "scores.parquet"), index))
     return runs
 
 
+def leading(runs: Sequence[Run]) -> Run:
+    """The run the report is about: the first that is a method's, else the first."""
+    return next((run for run in runs if run.summary["method"] not in (INPUT, COPY)), runs[0])
+
+
+def baseline(runs: Sequence[Run]) -> Run | None:
+    """The run that shows what the degraded pictures score, if it is among them."""
+    return next((run for run in runs if run.summary["method"] == INPUT), None)
+
+
+def all_metrics(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """Facts of every metric that any run has, by name, in the order of the runs' summaries."""
+    facts: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for name, metric in run.summary["metrics"].items():
+            facts.setdefault(name, metric)
+    return facts
+
+
+def heading(metric: dict[str, Any]) -> str:
+    """Title, unit and direction of a metric."""
+    arrow = {True: " ↑", False: " ↓", None: ""}[metric["higher_is_better"]]
+    unit = f" ({metric['unit']})" if metric["unit"] else ""
+    return f"{metric['title']}{unit}{arrow}"
+
+
+def brief(reason: str | None) -> str:
+    """A reason short enough for a cell; the full text stands in the table of missing values."""
+    if not reason:
+        return "not scored"
+    if found := re.match(r"Weights '([^']+)'", reason):
+        return f"weights missing: {found.group(1)}"
+    first = re.split(r"[:.;]\s|\n", reason.strip(), maxsplit=1)[0]
+    return first if len(first) <= LONGEST_BRIEF else first[: LONGEST_BRIEF - 1].rstrip() + "…"
+
+
 def metric_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One record per metric: heading, identities, and each run's mean, interval, coverage and test against Input."""
-    baseline = next((run for run in runs if run.summary["method"] == INPUT), None)
-    first = {name: metric for run in reversed(runs) for name, metric in run.summary["metrics"].items()}
-    names = list(dict.fromkeys(name for run in runs for name in run.summary["metrics"]))
-    ranked = {name: first[name]["higher_is_better"] for name in names}
+    against = baseline(runs)
+    facts = all_metrics(runs)
+    ranked = {name: metric["higher_is_better"] for name, metric in facts.items()}
     tests: dict[tuple[int, str], Any] = {}
     for run in runs:
-        if baseline and run is not baseline:
-            for comparison in compare_tables(run.scores, baseline.scores, None, ranked)[0]:
+        if against and run is not against:
+            for comparison in compare_tables(run.scores, against.scores, None, ranked)[0]:
                 tests[run.index, comparison.metric] = comparison
     rows = []
-    for name in names:
-        metric = first[name]
-        arrow = {True: " ↑", False: " ↓", None: ""}[ranked[name]]
-        unit = f" ({metric['unit']})" if metric["unit"] else ""
+    for name, metric in facts.items():
+        found = [run.summary["metrics"][name] for run in runs if name in run.summary["metrics"]]
+        identities = sorted({one["identity"] for one in found})
         means = {run.index: run.summary["metrics"].get(name, {}).get("mean") for run in runs}
-        # Copying a reference shows what copying scores; on IPS it would always be "best".
-        known = [v for i, v in means.items() if v is not None and runs[i].summary["method"] != COPY]
-        best = (max(known) if ranked[name] else min(known)) if len(known) > 1 and ranked[name] is not None else None
+        best = _best(runs, means, ranked[name]) if len(identities) == 1 else None
         cells = [
             _cell(run.summary["metrics"].get(name), tests.get((run.index, name)), means[run.index] == best)
             for run in runs
         ]
-        identities = {run.summary["metrics"][name]["identity"] for run in runs if name in run.summary["metrics"]}
+        better = ranked[name]
         rows.append(
-            {"name": name, "heading": f"{metric['title']}{unit}{arrow}", "identity": sorted(identities), "cells": cells}
+            {"name": name, "heading": heading(metric), "better": better, "identity": identities, "cells": cells}
         )
     return rows
+
+
+def _best(runs: Sequence[Run], means: dict[int, float | None], better: bool | None) -> float | None:
+    # Copying a reference shows what copying scores; on IPS it would always be "best".
+    known = [v for i, v in means.items() if v is not None and runs[i].summary["method"] != COPY]
+    return (max(known) if better else min(known)) if len(known) > 1 and better is not None else None
 
 
 def _cell(metric: dict[str, Any] | None, test: Any, best: bool) -> dict[str, Any]:
     if metric is None or metric["mean"] is None:
         return {"mean": None, "reason": "not scored" if metric is None else metric["reason"]}
     interval = None if metric["low"] is None else f"[{number(metric['low'])}, {number(metric['high'])}]"
-    cell = {"mean": number(metric["mean"]), "interval": interval, "n": metric["n"], "of": metric["of"], "best": best}
+    cell = {"mean": metric["mean"], "interval": interval, "n": metric["n"], "of": metric["of"], "best": best}
     if test is not None:
         p = f"p {p_value(test.p_adjusted)}" if test.p_adjusted < 1e-4 else f"p = {p_value(test.p_adjusted)}"
         verdict = {True: "better", False: "worse", None: "no difference shown"}[test.better]
@@ -170,6 +162,10 @@ def missing_values(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for (metric, reason), group in sorted(rows.groupby(["metric", "reason"]), key=lambda item: -len(item[1])):
             examples = ", ".join(sorted(group["image_id"])[:3]) + (", …" if len(group) > 3 else "")
             found.append({"run": run.label, "what": f"{metric}: {examples}", "n": len(group), "reason": reason})
+        for name, metric in (run.summary.get("set_metrics") or {}).items():
+            if metric["value"] is None:
+                what = f"{name}: the whole set"
+                found.append({"run": run.label, "what": what, "n": metric["of"], "reason": metric["reason"]})
     return found
 
 
@@ -179,8 +175,7 @@ def case_metric(runs: Sequence[Run], wanted: str | None = None) -> str | None:
     Raises:
         UsageError: `wanted` has no values or no direction in the leading run.
     """
-    metrics = leading(runs).summary["metrics"]
-    usable = [name for name, one in metrics.items() if one["mean"] is not None and one["higher_is_better"] is not None]
+    usable = ranked_metrics(leading(runs))
     if wanted is not None and wanted not in usable:
         raise UsageError(f"Images cannot be sorted by {wanted!r}. Possible: {', '.join(usable) or '(none)'}.")
     if wanted:
@@ -188,66 +183,7 @@ def case_metric(runs: Sequence[Run], wanted: str | None = None) -> str | None:
     return next((name for name in (*CASE_METRICS, *usable) if name in usable), None)
 
 
-def leading(runs: Sequence[Run]) -> Run:
-    """The run the report is about: the first that is not Input, else the first."""
-    return next((run for run in runs if run.summary["method"] != INPUT), runs[0])
-
-
-def choose_images(values: pd.Series, higher_is_better: bool, each: int) -> list[tuple[str, str]]:
-    """(kind, image id) of the best, the median and the worst images, none twice."""
-    ordered = list(values.sort_values(ascending=not higher_is_better, kind="stable").index)
-    each = max(1, min(each, len(ordered) // 3))
-    start = (len(ordered) - each) // 2
-    groups = (("best", ordered[:each]), ("worst", ordered[::-1][:each]), ("median", ordered[start : start + each]))
-    chosen: dict[str, str] = {}
-    for kind, images in groups:
-        for image_id in images:
-            chosen.setdefault(image_id, kind)
-    return [(kind, i) for kind in ("best", "median", "worst") for i, found in chosen.items() if found == kind]
-
-
-def make_case(kind: str, image_id: str, runs: Sequence[Run], pictures: Sequence[Pictures], metrics: list[str]) -> Case:
-    """Collects the pictures and values of one image.
-
-    Args:
-        kind: "best", "median" or "worst".
-        image_id: The image.
-        runs: The runs.
-        pictures: Their pictures, in the same order.
-        metrics: Metrics whose values stand below the strip.
-    """
-    lead = leading(runs)
-    own = pictures[lead.index]
-    strip = [_picture("LQ", own.lq(image_id), "lq")]
-    for index, reference in enumerate(list(own.references(image_id))[:MOST_REFERENCES], start=1):
-        strip.append(_picture(f"reference {index}", reference, "reference"))
-    for run, source in zip(runs, pictures, strict=True):
-        if run.summary["method"] == INPUT and run is not lead:
-            continue
-        try:
-            strip.append(_picture(run.label, source.restored(image_id), "restored"))
-        except (BenchError, OSError, KeyError):
-            continue
-    if own.has_truth(image_id):
-        strip.append(_picture("ground truth", own.truth(image_id), "truth"))
-    rows = lead.scores[lead.scores["image_id"] == image_id]
-    values = []
-    for metric in metrics:
-        title = lead.summary["metrics"][metric]["title"]
-        cells = [(run.label, run.values(metric).get(image_id)) for run in runs]
-        values.append((title, ", ".join(number(v) if len(runs) == 1 else f"{n} {number(v)}" for n, v in cells)))
-    return Case(kind, image_id, str(rows["identity"].iloc[0]), values, strip)
-
-
-def _picture(caption: str, pixels: np.ndarray, role: str) -> Picture:
-    from PIL import Image
-
-    grey = bool((pixels[..., :1] == pixels).all())
-    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if grey else pixels))
-    if role == "reference" and max(image.size) > REFERENCE_SIDE:
-        image.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    image.save(stream, "PNG", optimize=True)
-    source = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
-    scale = 1 if role == "reference" else 2
-    return Picture(caption, source, min(512, image.width * scale), role)
+def ranked_metrics(run: Run) -> list[str]:
+    """Metrics of a run that have values and a direction."""
+    metrics = run.summary["metrics"]
+    return [n for n, one in metrics.items() if one["mean"] is not None and one["higher_is_better"] is not None]

@@ -6,25 +6,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import bench.leaderboard
 from bench.errors import BenchError
 from bench.files import write_text
-from bench.report.content import (
-    Case,
-    Pictures,
-    Run,
-    case_metric,
-    choose_images,
-    leading,
-    make_case,
-    metric_rows,
-    missing_values,
-    read_runs,
-)
-from bench.report.plots import dot_plot
+from bench.report.content import Run, case_metric, leading, read_runs
+from bench.report.data import embedded, page_data
+from bench.report.pictures import Pictures
+from bench.report.tables import has_planted_marks, identities, missing_table, scores_table, set_table
 from bench.report.terminal import number
 
 TEMPLATES = Path(__file__).parent / "templates"
-LARGE = 256
+# Boards and reports share one look and one way of sorting.
+BOARDS = Path(str(bench.leaderboard.__file__)).parent / "templates"
+SCRIPTS = ("common.js", "cases.js", "people.js", "plots.js", "images.js")
 
 
 def write_report(
@@ -39,38 +33,60 @@ def write_report(
         run_dirs: Folders of finished runs. If the `input` row is among several, each other run is
             tested against it.
         output: HTML file to write.
-        metric: Metric that says which images are the best, median and worst; by default ID, else HaarPSI.
+        metric: Metric that is chosen when the page opens; by default ID, else HaarPSI.
         pictures: Opens a run's pictures; by default `bench.runs.pictures.RunPictures`.
 
     Raises:
         UsageError: A folder is no finished run, the protocols differ, or images cannot be sorted by `metric`.
     """
-    import jinja2
-
     runs = read_runs([Path(folder) for folder in run_dirs])
     chosen = case_metric(runs, metric)
-    cases, pictures_missing = _cases(runs, chosen, pictures or _open_pictures)
+    data, pictures_missing = _data(runs, chosen, pictures or _open_pictures)
     lead = leading(runs)
-    names = list(dict.fromkeys(name for run in runs for name in run.summary["metrics"]))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    text = environment.get_template("report.html").render(
+    intervals = dict.fromkeys(one["interval"] for one in lead.summary["metrics"].values() if one["interval"])
+    text = render(
+        "report.html",
         title=f"{' and '.join(run.label for run in runs)} on {lead.summary['protocol']}",
         runs=runs,
         lead=lead,
-        rows=metric_rows(runs),
+        scores=scores_table(runs),
+        sets=set_table(runs),
+        missing=missing_table(runs),
+        intervals=", ".join(intervals),
         tested=len(runs) > 1 and any(run.summary["method"] == "input" for run in runs),
-        facts=[_facts(run) for run in runs],
-        chosen=lead.summary["metrics"][chosen]["title"] if chosen else None,
-        cases=cases,
+        marks=has_planted_marks(runs),
+        facts=[(run, _facts(run)) for run in runs],
+        identities=identities(runs),
         pictures_missing=pictures_missing,
-        plots=[(name, svg) for name in names if (svg := dot_plot(name, runs))],
-        missing=missing_values(runs),
-        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
-        script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
+        data=embedded(data),
+        scripts=SCRIPTS,
     )
     write_text(output, text)
+
+
+def render(template: str, **content: Any) -> str:
+    """A page of the templates, with style and scripts inside.
+
+    Args:
+        template: Its file name.
+        content: What the template names; `scripts` are the files that follow the tables' own, and `data` is
+            text that `embedded` made.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    # Our own files, which hold neither `</style>` nor `</script>`.
+    style = [(folder / name).read_text("utf-8") for folder, name in ((BOARDS, "board.css"), (TEMPLATES, "report.css"))]
+    scripts = [(TEMPLATES / name).read_text("utf-8") for name in content.pop("scripts", ())]
+    script = "\n".join(["{\n" + (BOARDS / "board.js").read_text("utf-8") + "}", *scripts])
+    content |= {"style": Markup("\n".join(style)), "script": Markup(script)}
+    if "data" in content:
+        content["data"] = Markup(content["data"])
+    text: str = environment.get_template(template).render(**content)
+    return text.rstrip("\n") + "\n"
 
 
 def _open_pictures(run_dir: Path) -> Pictures:
@@ -80,21 +96,12 @@ def _open_pictures(run_dir: Path) -> Pictures:
     return opened
 
 
-def _cases(runs: list[Run], metric: str | None, opener: Callable[[Path], Pictures]) -> tuple[list[Case], str | None]:
-    """Images to look at, or the reason why there are none: a report without pictures is still a report."""
-    if metric is None:
-        return [], "No metric with a direction has a value, so no image is the best or the worst."
-    lead = leading(runs)
-    facts = lead.summary["metrics"]
-    shown = [name for name, one in facts.items() if one["mean"] is not None]
+def _data(runs: list[Run], metric: str | None, opener: Callable[[Path], Pictures]) -> tuple[dict[str, Any], str | None]:
+    """The script's data, and the reason why there are no pictures: a report without pictures is still a report."""
     try:
-        opened = [opener(run.folder) for run in runs]
-        values = lead.values(metric)
-        large = opened[lead.index].lq(values.index[0]).shape[0] > LARGE
-        images = choose_images(values, bool(facts[metric]["higher_is_better"]), 1 if large else 2)
-        return [make_case(kind, image_id, runs, opened, shown) for kind, image_id in images], None
+        return page_data(runs, metric, [opener(run.folder) for run in runs]), None
     except (BenchError, OSError) as error:
-        return [], f"The pictures could not be read: {error}"
+        return page_data(runs, metric, None), f"The pictures could not be read: {error}"
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

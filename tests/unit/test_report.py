@@ -1,4 +1,4 @@
-"""The HTML report: what it says, that it needs no network, and that its slider works in a browser."""
+"""The HTML report and the index of runs: what they say, and that they need no network."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
-import subprocess
-import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -17,13 +14,15 @@ import pytest
 from PIL import Image
 
 from bench.errors import MissingError, UsageError
-from bench.report.content import choose_images
+from bench.report.content import brief, read_runs
+from bench.report.data import embedded, page_data
+from bench.report.index import write_index
+from bench.report.pictures import PictureBook, images_to_show, most_cases
 from bench.report.plots import ticks
 from bench.report.report import write_report
+from bench.report.strength import degradation_parameters, lq_psnr
 from bench.report.terminal import number, p_value
 from tests.unit.run_folders import PROTOCOL_ID, OrlPictures, make_run, score_frame
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Page(HTMLParser):
@@ -37,7 +36,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        self.addresses += [value for key, value in attrs if key in ("src", "href", "data", "action", "srcset")]
+        self.addresses += [value for key, value in attrs if key in ("src", "href", "action", "srcset")]
 
     def handle_data(self, data):
         self.words.append(data)
@@ -60,7 +59,7 @@ def test_one_run(run, tmp_path):
         "ReFine (refine@demo)",
         "abc123def456",
         "student-t over 12 identities",
-        "59 of 60 images",
+        "59 of 60",
     ):
         assert needed in page.text
     for metric in summary["metrics"].values():
@@ -72,62 +71,184 @@ def test_one_run(run, tmp_path):
     assert "<b>out of memory</b>" in page.text, "shown as text"
     assert "<b>out of memory</b>" not in text
     assert "no face found" in page.text
-    assert [attrs["class"] for tag, attrs in page.tags if tag == "article"] == ["case"] * 6
-    dots = [tag for tag, _ in page.tags if tag == "circle"]
-    assert len(dots) == 60 + 60 + 59
+    data = data_of(text)
+    assert len(data["images"]) == 60 and len(data["people"]) == 12 and len(data["cases"]) == 60
+    assert data["chosen"] == "id" and data["input"] is None
+    missing = data["images"].index("s29/6")
+    assert data["scores"]["id"][0][missing] is None
+    assert data["reasons"][data["why"]["id"][0][str(missing)]] == "no face found"
+
+
+def data_of(text):
+    """What the script of a page reads."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S).group(1))
 
 
 def test_nothing_is_loaded_from_elsewhere(run, tmp_path):
     write_report([run], tmp_path / "report.html", pictures=OrlPictures)
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
-    assert page.addresses
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
-    assert not re.search(r"https?://|@import|url\(", re.sub(r"base64,[A-Za-z0-9+/=]+", "", text))
+    assert all(address.startswith("#") for address in page.addresses if address)
+    assert all(one.startswith("data:image/webp;base64,") for one in data_of(text)["pictures"])
+    rest = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text).replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?://|@import|url\(|fetch\(|XMLHttpRequest", rest)
     assert all(tag not in ("link", "iframe", "object") for tag, _ in page.tags)
-    assert len(text) < 2_000_000
+    assert len(text) < 4_000_000
 
 
-def test_best_and_worst_images_by_the_metric(run, tmp_path):
-    write_report([run], tmp_path / "report.html", pictures=OrlPictures)
-    headings = re.findall(r'class="kind (\w+)">\w+</span> (s\d+/\d+)', (tmp_path / "report.html").read_text())
-    frame = pd.read_parquet(run / "scores.parquet")
-    values = frame[frame.metric == "id"].dropna(subset="value").set_index("image_id")["value"].sort_values()
-    assert [image for kind, image in headings if kind == "best"] == list(values.index[::-1][:2])
-    assert [image for kind, image in headings if kind == "worst"] == list(values.index[:2])
-    assert sum(kind == "median" for kind, _ in headings) == 2
+def test_the_metric_asked_for_is_chosen_first(run, tmp_path):
     write_report([run], tmp_path / "lmd.html", metric="lmd", pictures=OrlPictures)
-    first = re.search(r'class="kind best">best</span> (s\d+/\d+)', (tmp_path / "lmd.html").read_text())
-    lmd = frame[frame.metric == "lmd"].set_index("image_id")["value"]
-    assert first.group(1) == lmd.idxmin(), "lower is better"
+    assert data_of((tmp_path / "lmd.html").read_text())["chosen"] == "lmd"
     with pytest.raises(UsageError, match="niqe"):
         write_report([run], tmp_path / "no.html", metric="niqe", pictures=OrlPictures)
 
 
-def test_chosen_images_are_distinct_for_any_count():
-    for count in range(1, 12):
-        values = pd.Series(np.arange(count, dtype=float), index=[f"i{k}" for k in range(count)])
-        chosen = choose_images(values, True, 2)
-        assert len({image for _, image in chosen}) == len(chosen)
-        assert ("best", f"i{count - 1}") in chosen
-        if count >= 3:
-            assert ("worst", "i0") in chosen
-            assert any(kind == "median" for kind, _ in chosen)
+@pytest.mark.parametrize("most", [59, 40, 24, 12, 8, 3])
+def test_of_many_images_the_ends_of_every_ranking_are_pictured(run, tmp_path, most):
+    other = make_run(tmp_path / "other", score_frame("other", 0.5, 7))
+    runs = read_runs([run, other])
+    chosen = images_to_show(runs, "id", most)
+    assert 0 < len(chosen) <= most and len(set(chosen)) == len(chosen)
+    values = runs[0].values("id")
+    assert {values.idxmin(), values.idxmax()} <= set(chosen), "best and worst by the metric chosen first"
+    if most >= 24:
+        for metric in ("psnr", "lmd"):
+            for one in runs:
+                assert {one.values(metric).idxmin(), one.values(metric).idxmax()} <= set(chosen)
 
 
-def test_pictures_are_embedded_unchanged(run, tmp_path):
+def test_few_images_are_pictured_all(run):
+    assert len(images_to_show(read_runs([run]), "id", 60)) == 60
+    assert most_cases(128, 1) >= 60
+    assert 8 <= most_cases(512, 3) < 16
+
+
+def test_pictures_are_embedded_unchanged_and_once(run, tmp_path):
     class Colour(OrlPictures):
         def __init__(self, folder):
             super().__init__(folder, colour=True)
 
     write_report([run], tmp_path / "report.html", pictures=Colour)
-    found = re.search(
-        r'src="data:image/png;base64,([^"]+)" width="256" alt="ground truth of (s\d+/\d+)"',
-        (tmp_path / "report.html").read_text(),
+    data = data_of((tmp_path / "report.html").read_text())
+    assert len(data["pictures"]) == 60 + 60 + 60 + 12 * 5, "LQ, restored, truth, and each reference once"
+    for position in ("0", "31"):
+        case, image_id = data["cases"][position], data["images"][int(position)]
+        expected = {"lq": Colour(run).lq, "truth": Colour(run).truth}
+        for name, source in expected.items():
+            np.testing.assert_array_equal(decoded(data["pictures"][case[name]]), source(image_id))
+        pixels = decoded(data["pictures"][case["restored"][0]])
+        np.testing.assert_array_equal(pixels, Colour(run).restored(image_id))
+    truth = decoded(data["pictures"][case["truth"]])
+    assert not (truth[..., 0] == truth[..., 2]).all(), "a colour picture keeps its colours"
+
+
+def decoded(address):
+    """Pixels of a data address."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB"))
+
+
+def test_large_pictures_are_compressed():
+    pixels = np.random.default_rng(0).integers(0, 256, (512, 512, 3)).astype(np.uint8)
+    smooth = np.asarray(Image.fromarray(pixels).resize((8, 8)).resize((512, 512)))
+    book = PictureBook()
+    assert [book.add(smooth), book.add(smooth), book.add(smooth, 128)] == [0, 0, 1]
+    assert decoded(book.addresses[0]).shape == (512, 512, 3)
+    assert decoded(book.addresses[1]).shape == (128, 128, 3)
+    assert np.abs(decoded(book.addresses[0]).astype(int) - smooth).mean() < 2
+
+
+def test_text_of_the_data_cannot_end_its_element():
+    nasty = {"images": ["</script><script>alert(1)</script>", "<!--", "\u2028"]}
+    text = embedded(nasty)
+    assert "<" not in text and json.loads(text) == nasty
+
+
+def test_degradation_strength_is_drawn_again_from_the_protocol(run):
+    from bench.paths import resource_root
+
+    committed = json.loads((resource_root() / "datasets/protocols/orl_heavy_ci.json").read_text())
+    (run / "protocol.json").write_text(json.dumps(committed))
+    images = [image["image_id"] for image in committed["images"]]
+    found = degradation_parameters(run, [*images, "not of the protocol"])
+    assert {"downscale height", "jpeg quality", "gaussian noise sigma"} <= set(found)
+    assert all(len(values) == 13 and values[12] is None for values in found.values())
+    assert all(30 <= quality <= 100 for quality in found["jpeg quality"][:12])
+    assert all(4 <= size <= 64 for size in found["downscale height"][:12]), "8 to 32 times smaller at 512 px"
+    assert "resize back height" not in found, "the same for all"
+    (run / "protocol.json").write_text("{}")
+    assert degradation_parameters(run, images) == {}
+
+
+def test_psnr_of_the_lq_where_no_input_run_says_it(run):
+    images = ["s29/6", "s30/7"]
+    values = lq_psnr(OrlPictures(run), images)
+    from skimage.metrics import peak_signal_noise_ratio
+
+    pictures = OrlPictures(run)
+    expected = [peak_signal_noise_ratio(pictures.truth(i), pictures.lq(i)) for i in images]
+    assert values == pytest.approx(expected)
+    assert lq_psnr(OrlPictures(run), images * 5000) is None, "too many pictures to degrade again"
+    data = page_data(read_runs([run]), "id", [OrlPictures(run)])
+    assert data["strengths"][0]["title"].startswith("PSNR of the LQ")
+
+
+def test_scores_of_the_whole_set_and_planted_marks(tmp_path):
+    common = {"identity": "kid@x", "title": "KID", "unit": "", "higher_is_better": False, "of": 60, "shown": True}
+    gone = {"value": None, "low": None, "high": None, "interval": None, "n": 0}
+    why = "Weights 'fid_inception' (Inception) are not here. Looked in: /x"
+    sets = {
+        "kid_gt": common
+        | {"value": 0.0123, "low": 0.01, "high": 0.02, "interval": "over people", "n": 58, "reason": None},
+        "fid_gt": common | gone | {"identity": "fid@x", "title": "FID", "reason": why},
+    }  # fmt: skip
+    frame = score_frame()
+    marks = frame[frame.metric == "id"].assign(metric="mark_recall", metric_id="mark_recall@1")
+    run = make_run(tmp_path / "run", pd.concat([frame, marks]), pictures=True, set_metrics=sets)
+    write_report([run], tmp_path / "report.html", pictures=OrlPictures)
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "KID ↓ 0.0123 [0.0100, 0.0200] over people n = 58 of 60" in text
+    assert "FID ↓ n/a weights missing: fid_inception" in text
+    assert why in text, "the whole reason in the table of missing values"
+    assert "Planted marks" in text and "mark_recall" in text
+    plain = make_run(tmp_path / "plain", pictures=True)
+    write_report([plain], tmp_path / "plain.html", pictures=OrlPictures)
+    assert "Planted marks" not in (tmp_path / "plain.html").read_text()
+
+
+def test_reasons_in_cells_are_short():
+    assert brief("Weights 'musiq' (MUSIQ) are not here. Looked in: /w") == "weights missing: musiq"
+    assert (
+        brief("NIQE needs at least 192 px, these have 128: its covariance")
+        == "NIQE needs at least 192 px, these have 128"
     )
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(found.group(1)))).convert("RGB"))
-    np.testing.assert_array_equal(pixels, Colour(run).truth(found.group(2)))
-    assert not (pixels[..., 0] == pixels[..., 2]).all(), "a colour picture keeps its colours"
+    assert len(brief("word " * 60)) <= 70
+    assert brief(None) == "not scored"
+
+
+def test_index_of_all_runs(tmp_path):
+    root = tmp_path / "runs"
+    first = make_run(root / "a" / "refine é", score_frame("refine@demo", 1), images=59)
+    (first / "report.html").write_text("x")
+    make_run(root / "input", score_frame("input"))
+    make_run(root / "other", score_frame("input", protocol_id="fedcba9876543210"), protocol="orl_light")
+    (root / "broken").mkdir()
+    (root / "broken" / "summary.json").write_text("{")
+    (root / "unfinished").mkdir()
+    assert write_index(root) == root / "index.html"
+    text = (root / "index.html").read_text()
+    page = Page(text)
+    assert "3 finished runs on 2 protocols" in page.text
+    assert text.count("<table") == 3, "one table per protocol id, one for what is unreadable"
+    assert "a/refine%20%C3%A9/report.html" in page.addresses
+    assert "no report yet: bench report input" in page.text and "59 of 60" in page.text
+    assert "broken" in page.text and "Cannot read" in page.text
+    write_index(root, tmp_path / "elsewhere.html")
+    assert "runs/a/refine%20%C3%A9/report.html" in Page((tmp_path / "elsewhere.html").read_text()).addresses
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "No finished run" in write_index(empty).read_text()
+    with pytest.raises(UsageError, match="no folder"):
+        write_index(tmp_path / "nothing")
 
 
 def test_several_runs_are_tested_against_input(run, tmp_path):
@@ -160,113 +281,6 @@ def test_numbers_for_people():
     assert [p_value(p) for p in (None, 1.0, 0.00048828125, 1e-6)] == ["", "1", "0.00049", "<.0001"]
     assert ticks(0.13, 0.87) == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert ticks(5.0, 5.0) == [5.0]
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_in_a_browser(run, tmp_path):
-    import asyncio
-
-    write_report([run], tmp_path / "report é#1.html", pictures=OrlPictures)
-    with (tmp_path / "log").open("w") as stderr:
-        browser = subprocess.Popen(
-            [
-                CHROMIUM,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--remote-debugging-port=0",
-                f"--user-data-dir={tmp_path / 'profile'}",
-                "about:blank",
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-        )
-    try:
-        deadline = time.monotonic() + 30
-        while not (found := re.search(r"ws://(127\.0\.0\.1:\d+)/", (tmp_path / "log").read_text())):
-            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        asyncio.run(drive(found.group(1), (tmp_path / "report é#1.html").as_uri()))
-    finally:
-        browser.terminate()
-        browser.wait(timeout=20)
-
-
-async def drive(address, page):
-    """Opens the page, moves the first slider by pointer and by key, and watches what is loaded."""
-    import aiohttp
-
-    async with aiohttp.ClientSession() as session:
-        async with session.get(f"http://{address}/json") as answer:
-            targets = await answer.json()
-        target = next(one["webSocketDebuggerUrl"] for one in targets if one["type"] == "page")
-        async with session.ws_connect(target, max_msg_size=0) as socket:
-            events, counter = [], iter(range(1, 10_000))
-
-            async def call(method, **parameters):
-                number = next(counter)
-                await socket.send_json({"id": number, "method": method, "params": parameters})
-                while True:
-                    message = await socket.receive_json(timeout=30)
-                    if message.get("id") == number:
-                        assert "error" not in message, message
-                        return message["result"]
-                    events.append(message)
-
-            async def value(expression):
-                result = await call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-                assert "exceptionDetails" not in result, result
-                return result["result"].get("value")
-
-            for domain in ("Page", "Network", "Runtime", "Log"):
-                await call(f"{domain}.enable")
-            for width in (1280, 390):
-                await call(
-                    "Emulation.setDeviceMetricsOverride",
-                    width=width,
-                    height=900,
-                    deviceScaleFactor=1,
-                    mobile=width < 500,
-                )
-                await call("Page.navigate", url=page)
-                while await value("document.readyState") != "complete":
-                    pass
-                assert await value("document.documentElement.scrollWidth") <= width, "no sideways scrolling of the page"
-                loaded = "[...document.images].every(i => i.complete && i.naturalWidth > 0)"
-                assert await value(f"new Promise(done => setTimeout(() => done({loaded}), 300))")
-                assert await value("document.querySelectorAll('.slider:not([hidden])').length") == 6
-                at = "document.querySelector('.stage').style.getPropertyValue('--at')"
-                assert await value(at) == "50%"
-                await value("document.querySelector('.slider input').focus()")
-                for kind in ("keyDown", "keyUp"):
-                    await call(
-                        "Input.dispatchKeyEvent",
-                        type=kind,
-                        key="ArrowRight",
-                        code="ArrowRight",
-                        windowsVirtualKeyCode=39,
-                    )
-                assert await value(at) == "51%"
-                await value("document.querySelector('.stage').scrollIntoView({block: 'center'})")
-                box = await value(
-                    "(b => [b.x, b.y, b.width, b.height])(document.querySelector('.stage').getBoundingClientRect())"
-                )
-                x, y = box[0] + 0.25 * box[2], box[1] + 0.5 * box[3]
-                for kind in ("mousePressed", "mouseReleased"):
-                    await call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
-                assert await value(at) in ("24%", "25%", "26%")
-                assert await value("document.querySelector('.slider input').value") in ("24", "25", "26")
-                names = await value("[...document.querySelector('.right').options].map(o => o.text)")
-                assert names == ["LQ", "refine@demo", "ground truth"]
-                change = "(s => { s.value = 'ground truth'; s.dispatchEvent(new Event('change')); })"
-                change += "(document.querySelector('.right'))"
-                await value(change)
-                same = "document.querySelector('.under').src === document.querySelector('.truth img').src"
-                assert await value(same)
-            requests = [e["params"]["request"]["url"] for e in events if e.get("method") == "Network.requestWillBeSent"]
-            assert requests
-            assert all(url.startswith(("file:", "data:")) for url in requests), requests
-            assert not [e for e in events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")], events
 
 
 def test_from_the_command_line(run, tmp_path, capsys):

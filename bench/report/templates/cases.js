@@ -1,0 +1,119 @@
+// Pictures: the worst, best or middle images by the chosen metric, each with a slider between two pictures.
+const view = document.getElementById("case-view");
+const EACH = 4;
+const cases = { order: "worst", run: data.lead, count: EACH, picked: null };
+
+const picture = (number, caption, role, width, image) => el("figure", { class: role },
+  el("img", { src: data.pictures[number], width, alt: `${caption} of ${data.images[image]}`, "data-name": caption }),
+  el("figcaption", { text: caption }));
+
+const slider = (sides, image, run) => {
+  const over = el("img", { class: "over", alt: "" }), under = el("img", { class: "under", alt: "" });
+  const stage = el("div", { class: "stage" }, under, over, el("span", { class: "cut" }));
+  const range = el("input", { type: "range", min: 0, max: 100, value: 50,
+    "aria-label": `How much of the left picture of ${data.images[image]} is shown` });
+  const side = (target, name, chosen) => {
+    const apply = (value) => { target.src = data.pictures[sides[value].number]; target.alt = `${sides[value].name} of ${data.images[image]}`; };
+    apply(chosen);
+    const node = select(sides.map((one, index) => [index, one.name]), chosen, (value) => apply(Number(value)));
+    node.className = name;
+    return labelled(name, node);
+  };
+  const move = () => stage.style.setProperty("--at", `${range.value}%`);
+  const point = (event) => {
+    const box = stage.getBoundingClientRect();
+    range.value = Math.round((100 * (event.clientX - box.left)) / box.width);
+    move();
+  };
+  range.addEventListener("input", move);
+  stage.addEventListener("pointerdown", (event) => { stage.setPointerCapture(event.pointerId); point(event); });
+  stage.addEventListener("pointermove", (event) => { if (event.buttons) point(event); });
+  move();
+  const right = Math.max(0, sides.findIndex((one) => one.run === run));
+  return el("div", { class: "slider" }, stage, range,
+    el("div", { class: "sides" }, side(over, "left", 0), side(under, "right", right || Math.min(1, sides.length - 1))));
+};
+
+const valuesTable = (image) => el("table", {},
+  el("thead", {}, el("tr", {}, el("th", { scope: "col", class: "text", text: "metric" }), runs.map((run) => el("th", { scope: "col" }, key(run), run.label)))),
+  el("tbody", {}, shown.map((one) => el("tr", {}, el("th", { scope: "row", text: one.heading }), runs.map((run) => {
+    const value = valueOf(one.name, run.index, image);
+    return value === null ? el("td", { class: "none", text: `n/a: ${reasonOf(one.name, run.index, image)}` }) : el("td", { text: show(value) });
+  })))));
+
+const article = (image, kind, label, run) => {
+  const found = data.cases[image];
+  const node = el("article", { class: "case", id: `case-${image}`, tabindex: -1 }, el("h3", {},
+    el("span", { class: `kind ${kind}`, text: label }), ` ${data.images[image]} `, el("small", { text: data.people[data.who[image]] })));
+  const values = runs.map((one) => el("div", {}, el("dt", {}, runs.length > 1 ? key(one) : null, runs.length > 1 ? one.label : metricOf(metric).title),
+    el("dd", { text: valueOf(metric, one.index, image) === null ? `n/a: ${reasonOf(metric, one.index, image)}` : show(valueOf(metric, one.index, image)) })));
+  if (found) {
+    const sides = [{ name: "LQ", number: found.lq }];
+    found.restored.forEach((number, index) => {
+      if (number !== null && number !== found.lq) sides.push({ name: runs[index].label, number, run: index });
+    });
+    if (found.truth !== null) sides.push({ name: "ground truth", number: found.truth });
+    const strip = el("div", { class: "strip" }, picture(found.lq, "LQ", "lq", 200, image));
+    if (found.references.length) strip.append(el("div", { class: "references" },
+      found.references.map((number, index) => picture(number, `ref. ${index + 1}`, "reference", 78, image))));
+    for (const one of sides.slice(1)) strip.append(picture(one.number, one.name, one.run === undefined ? "truth" : "restored", 200, image));
+    node.append(el("div", { class: "look" }, slider(sides, image, run), strip));
+  } else node.append(el("p", { class: "soft", text: "The pictures of this image are not in this file." }));
+  node.append(el("dl", { class: "values" }, values));
+  const all = el("details", { class: "all" }, el("summary", { text: "All values" }));
+  all.addEventListener("toggle", () => { if (all.open && all.children.length === 1) all.append(el("div", { class: "wide", tabindex: 0 }, valuesTable(image))); });
+  node.append(all);
+  return node;
+};
+
+/** Images in the chosen order as [image, label]. */
+const ranking = () => {
+  const known = scored(metric, cases.run);
+  const better = metricOf(metric).better === false ? -1 : 1;
+  if (cases.order === "gain" || cases.order === "loss") {
+    const sign = cases.order === "gain" ? -1 : 1;
+    return known.map(([image, value]) => [image, valueOf(metric, data.input, image), value])
+      .filter(([, before]) => before !== null).map(([image, before, value]) => [image, better * (value - before)])
+      .sort((a, b) => sign * (a[1] - b[1]));
+  }
+  const worstFirst = known.sort((a, b) => better * (a[1] - b[1]) || a[0] - b[0]);
+  if (cases.order === "best") return worstFirst.reverse();
+  if (cases.order === "worst") return worstFirst;
+  const middle = (worstFirst.length - 1) / 2;
+  return worstFirst.map((one, rank) => [one, Math.abs(rank - middle)]).sort((a, b) => a[1] - b[1]).map(([one]) => one);
+};
+
+const list = el("div", { class: "cases" });
+const more = el("button", { type: "button", class: "more", text: "Show more", on: { click: () => { cases.count += EACH; drawCases(); } } });
+const drawCases = () => {
+  list.replaceChildren();
+  if (metric === null) return void list.append(el("p", { class: "soft", text: "No metric has a value, so no image is the best or the worst." }));
+  const ranked = ranking();
+  if (cases.picked !== null) list.append(article(cases.picked, "picked", "chosen", cases.run));
+  ranked.slice(0, cases.count).forEach(([image], rank) => {
+    if (image !== cases.picked) list.append(article(image, cases.order, `${cases.order} ${rank + 1}`, cases.run));
+  });
+  if (!ranked.length) list.append(el("p", { class: "warn", text: missingOf(metric, cases.run).join("; ") || "No image to show." }));
+  more.hidden = cases.count >= ranked.length;
+};
+/** Shows one image on top of the pictures; used by the plots and the table. */
+const openCase = (image) => {
+  cases.picked = image;
+  drawCases();
+  const node = document.getElementById(`case-${image}`);
+  node.scrollIntoView({ block: "start" });
+  node.focus({ preventScroll: true });
+};
+{
+  const orders = [["worst", "worst first"], ["best", "best first"], ["median", "median first"]];
+  if (data.input !== null && runs.length > 1) orders.push(["gain", "largest gain over Input"], ["loss", "smallest gain over Input"]);
+  const redraw = () => { cases.count = EACH; cases.picked = null; drawCases(); };
+  const order = select(orders, cases.order, (value) => { cases.order = value; redraw(); });
+  order.id = "case-order";
+  const controls = el("div", { class: "controls" }, labelled("Order", order));
+  if (runs.length > 1) controls.append(labelled("by the values of", select(runs.map((run) => [run.index, run.label]), cases.run, (value) => { cases.run = Number(value); redraw(); })));
+  const count = Object.keys(data.cases).length;
+  if (count < data.images.length && count) controls.append(el("span", { class: "soft", text: `pictures of ${count} of ${data.images.length} images are in this file` }));
+  view.append(controls, list, more);
+  onMetric(redraw);
+}
