@@ -107,10 +107,12 @@ def _at(picture: np.ndarray, centres: np.ndarray, offsets: np.ndarray) -> np.nda
     return values
 
 
-def marks_found(
+def contrast_shares(
     restored: np.ndarray, marks: PictureMarks, truth: np.ndarray, references: Sequence[np.ndarray]
-) -> list[bool]:
-    """Which marks appear in a restored picture; marks that cannot be told from natural texture are left out.
+) -> list[float]:
+    """How much of each mark's contrast a restored picture shows: 0 is natural texture, 1 the mark itself.
+
+    Marks that cannot be told from natural texture are left out.
 
     Args:
         restored: (S, S, 3) uint8 RGB.
@@ -123,7 +125,7 @@ def marks_found(
     plain = [luma(picture) for picture in (marks.plain_truth, *marks.plain_references)]
     marked = [luma(truth)] if marks.variant == "both" else [luma(picture) for picture in references]
     picture = luma(restored)
-    found = []
+    shares = []
     for number, mark in enumerate(marks.sites):
         copies = [own[number] for own in marks.reference_sites]
         places = [(site.x, site.y) for site in (mark, *copies)]
@@ -131,10 +133,16 @@ def marks_found(
         own = [largest_contrast(image, [(site.x, site.y)], mark) for image, site in zip(marked, origins, strict=True)]
         full = float(np.mean(own))
         natural = max(0.0, *(largest_contrast(image, places, mark) for image in plain))
-        if not natural <= LARGEST_NATURAL_SHARE * full:
-            continue
-        found.append(largest_contrast(picture, places, mark) >= natural + (full - natural) / 2)
-    return found
+        if natural <= LARGEST_NATURAL_SHARE * full:
+            shares.append((largest_contrast(picture, places, mark) - natural) / (full - natural))
+    return shares
+
+
+def marks_found(
+    restored: np.ndarray, marks: PictureMarks, truth: np.ndarray, references: Sequence[np.ndarray]
+) -> list[bool]:
+    """Which marks appear in a restored picture, with at least half of their contrast; see `contrast_shares`."""
+    return [share >= 0.5 for share in contrast_shares(restored, marks, truth, references)]
 
 
 class _PlantedDetail(Metric):
