@@ -18,6 +18,7 @@ says so. Without size=... it measures demo, and paper where there is a GPU. Degr
 the functions of BasicSR and OpenCV that do the same, where BasicSR is installed; metrics beside the loop of
 pyiqa's documentation (loop=100 pictures of it)."""
 
+DEFAULT_SECONDS = 20.0
 DEGRADATION_OPTIONS = {"size": 512, "images": 16, "threads": 1}
 
 
@@ -27,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "bench perf method=NAME|degradation=NAME|metrics=offline [size=NAME|PIXELS] [key=value ...] "
         "[--seconds S] [--json]"
     )
-    parser.add_argument(
-        "--seconds", type=float, default=20.0, help="time for each of the two timings of a method (default: 20)"
-    )
+    parser.add_argument("--seconds", type=float, help="time for each of the two timings of a method (default: 20)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(takes_overrides=True)
 
@@ -43,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         from bench.runs.panel_benchmark import run_words
 
         return run_words(arguments.overrides, arguments.json)
+    arguments.seconds = DEFAULT_SECONDS if arguments.seconds is None else arguments.seconds
     return _run_method(arguments)
 
 
@@ -100,6 +100,10 @@ def _run_degradation(arguments: argparse.Namespace) -> int:
     import json
     import os
 
+    from bench.errors import UsageError
+
+    if arguments.seconds is not None:
+        raise UsageError("--seconds is for methods; degradations take images=N, the number of pictures.")
     name, options = _degradation_options(arguments.overrides)
     os.environ.setdefault("OMP_NUM_THREADS", str(options["threads"]))
     from bench.degradation.benchmark import measure_degradations
@@ -111,13 +115,14 @@ def _run_degradation(arguments: argparse.Namespace) -> int:
         print(json.dumps(result, indent=2, ensure_ascii=False))
         return 0
     gpu = ["GPU images/s", "× CPU"] if result["gpu"] else []
-    columns = ["degradation", "images/s", "BasicSR/OpenCV", "× faster", *gpu, "no counterpart"]
+    columns = ["degradation", "images/s", "BasicSR/OpenCV", "× faster", "float64 images/s", *gpu, "no counterpart"]
     rows = [
         [
             one["name"],
             f"{one['ours']:.2f}",
             _figure(one["basicsr"]),
             _figure(one["ratio"]),
+            f"{one['double']:.2f}",
             *([_figure(one["gpu"]), _figure(one["gpu_ratio"])] if gpu else []),
             ", ".join(one["without_counterpart"]),
         ]
@@ -126,6 +131,7 @@ def _run_degradation(arguments: argparse.Namespace) -> int:
     place = result["hardware"]["processor"]
     title = f"{place}, {_threads(result)}, {result['dtype']}, {result['images']} pictures of {result['size']} px each"
     print_table(columns, rows, title + (f"; {result['gpu']}" if gpu else ""))
+    print("× faster compares float32 with float32; frozen and recorded pictures are made in float64")
     print()
     rows = [
         [
@@ -152,7 +158,14 @@ def _degradation_options(words: list[str]) -> tuple[str, dict[str, int]]:
     """
     from bench.errors import UsageError, unknown_name
 
-    given = {key: value for key, _, value in (word.partition("=") for word in words)}
+    given: dict[str, str] = {}
+    for word in words:
+        key, separator, value = word.partition("=")
+        if not separator or not value:
+            raise UsageError(f"Cannot understand {word!r}: expected key=value, for instance degradation=gfpgan.")
+        if key in given:
+            raise UsageError(f"{key} is given twice: {given[key]} and {value}.")
+        given[key] = value
     name = given.pop("degradation")
     options = dict(DEGRADATION_OPTIONS)
     for key, value in given.items():

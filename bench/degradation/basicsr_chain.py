@@ -34,9 +34,9 @@ class BasicsrChain:
 
     def __init__(self, recorded_noise: bool = False) -> None:
         self.recorded_noise = recorded_noise
-        self.degradations = _basicsr("basicsr.data.degradations")
-        self.usm_sharp = _basicsr("basicsr.utils.img_process_util").usm_sharp
-        self.imresize = _basicsr("basicsr.utils.matlab_functions").imresize
+        self.degradations = import_basicsr("basicsr.data.degradations")
+        self.usm_sharp = import_basicsr("basicsr.utils.img_process_util").usm_sharp
+        self.imresize = import_basicsr("basicsr.utils.matlab_functions").imresize
         self.functional = importlib.import_module("torchvision.transforms.functional")
         self.functions: dict[str, Callable[[Picture, Step], Picture]] = {
             "gaussian_blur": self._gaussian_blur,
@@ -69,6 +69,16 @@ class BasicsrChain:
         for step in steps:
             picture = self.functions[step["operator"]](picture, step)
         return picture
+
+    def work(self, picture: Picture, step: Step) -> Callable[[], object]:
+        """What is timed of one step: resizing by area takes the torch tensor that Real-ESRGAN has at that point."""
+        if step.get("interpolation") == "area" and picture.shape[:2] != (step["height"], step["width"]):
+            import torch
+            import torch.nn.functional as F
+
+            stack = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))).unsqueeze(0)
+            return lambda: F.interpolate(stack, size=(step["height"], step["width"]), mode="area")
+        return lambda: self.apply(picture, [step])
 
     def _gaussian_blur(self, picture: Picture, step: Step) -> Picture:
         return self._filtered(picture, self._gaussian(step, step["sigma_x"] == step["sigma_y"]))
@@ -149,16 +159,18 @@ class BasicsrChain:
         return np.ascontiguousarray(tensor.permute(1, 2, 0).numpy()[:, :, ::-1])
 
 
-def _basicsr(module: str) -> Any:
+def import_basicsr(module: str) -> Any:
     """Imports a module of BasicSR, whose release 1.4.2 asks torchvision for a module that has been renamed.
+
+    The old name stands for the new module only while BasicSR is imported.
 
     Raises:
         MissingError: It or torchvision is absent or cannot be imported.
     """
     old_name = "torchvision.transforms.functional_tensor"
+    before = sys.modules.get(old_name)
     try:
-        if old_name not in sys.modules:
-            sys.modules[old_name] = importlib.import_module("torchvision.transforms.functional")
+        sys.modules[old_name] = before or importlib.import_module("torchvision.transforms.functional")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
@@ -167,3 +179,6 @@ def _basicsr(module: str) -> Any:
             f"BasicSR cannot be imported ({error}). Install torchvision, then BasicSR without its dependencies, which "
             "would replace OpenCV: pip install --no-deps --no-build-isolation basicsr"
         ) from error
+    finally:
+        if before is None:
+            sys.modules.pop(old_name, None)

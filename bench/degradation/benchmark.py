@@ -27,7 +27,11 @@ Duration = tuple[str, float, float | None]
 
 
 def measure_degradations(name: str, size: int = 512, images: int = 16, threads: int = 1) -> dict[str, Any]:
-    """Times degradations on synthetic pictures, in float32 on the CPU, one picture at a time.
+    """Times degradations on synthetic pictures on the CPU, one picture at a time.
+
+    `ours` is single precision, as training uses it and as BasicSR's chain works: comparisons are about it. `double` is
+    double precision, which makes the frozen and the recorded pictures (`bench data freeze`, `bench degrade`); it has no
+    counterpart.
 
     Ours and BasicSR's functions take turns on the same records: whole chains, then each step by itself. Every figure is
     the median of three rounds. On a machine with a CUDA device the GPU is timed too, in batches.
@@ -39,11 +43,11 @@ def measure_degradations(name: str, size: int = 512, images: int = 16, threads: 
         threads: Threads of torch and OpenCV.
 
     Returns:
-        `presets`: for each `name`, `ours` and `basicsr` (images per second; None where a step has no counterpart),
-        `ratio` (above 1 where ours is faster), `without_counterpart`, `gpu` and `gpu_ratio` (to ours on the CPU; None
-        without a GPU), and `operators`: `name`, `calls`, `ours_ms` and `basicsr_ms` (per call), `ratio`, `share` of
-        our time. `operators` beside `presets` counts all presets together. `missing` says why BasicSR's figures are
-        absent, if all are.
+        `presets`: for each `name`, `ours`, `double` and `basicsr` (images per second; None where a step has no
+        counterpart), `ratio` (of `ours`, above 1 where it is faster), `without_counterpart`, `gpu` and `gpu_ratio` (to
+        ours on the CPU; None without a GPU), and `operators`: `name`, `calls`, `ours_ms` and `basicsr_ms` (per call),
+        `ratio`, `share` of our time. `operators` beside `presets` counts all presets together. `missing` says why
+        BasicSR's figures are absent, if all are.
 
     Raises:
         UsageError: Unknown preset, or a number that is too small.
@@ -90,17 +94,21 @@ def _measure(
     complete = chain if not lacking else None
     _measure_picture(pictures[0], thetas[0], chain, complete)
     ours, theirs, durations = [], [], []
+    double = [0.0] * ROUNDS
     for picture, theta in zip(pictures, thetas, strict=True):
         rounds = [_measure_picture(picture, theta, chain, complete) for _ in range(ROUNDS)]
         ours.append(float(np.median([one[0] for one in rounds])))
         theirs.append(float(np.median([one[1] for one in rounds])))
         durations += [_median_duration(of_step) for of_step in zip(*(one[2] for one in rounds), strict=True)]
+        for position, seconds in enumerate(_double_rounds(picture, theta)):
+            double[position] += seconds
     speed = len(pictures) / sum(ours)
     their_speed = len(pictures) / sum(theirs) if complete else None
     gpu = _images_per_second_on_gpu(pictures, thetas) if torch.cuda.is_available() else None
     preset = {
         "name": pipeline.name,
         "ours": speed,
+        "double": len(pictures) / float(np.median(double)),
         "basicsr": their_speed,
         "ratio": speed / their_speed if their_speed else None,
         "without_counterpart": lacking,
@@ -109,6 +117,12 @@ def _measure(
         "operators": _by_operator(durations),
     }
     return preset, durations
+
+
+def _double_rounds(picture: Tensor, theta: Theta) -> list[float]:
+    """Seconds of our whole chain in double precision, once per round."""
+    precise = picture.double().unsqueeze(0)
+    return [_timed(lambda: replay(precise, [theta]))[0] for _ in range(ROUNDS)]
 
 
 def _measure_picture(
@@ -127,7 +141,7 @@ def _measure_picture(
         operator = object.__new__(OPERATORS[name])
         their_seconds = None
         if chain is not None and chain.supports(step):
-            their_seconds, _ = _timed(partial(chain.apply, to_bgr(picture), [step]))
+            their_seconds, _ = _timed(chain.work(to_bgr(picture), step))
         our_seconds, results = _timed(partial(operator.apply, [picture], [parameters]))
         picture = results[0]
         durations.append((name, our_seconds, their_seconds))

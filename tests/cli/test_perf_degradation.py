@@ -37,6 +37,7 @@ def test_figures_of_a_preset_belong_together(capsys: pytest.CaptureFixture[str])
     assert (result["size"], result["images"], result["threads"], result["missing"]) == (64, 3, 1, None)
     (preset,) = result["presets"]
     assert preset["ours"] > 0
+    assert 0 < preset["double"] != preset["ours"]
     assert preset["ratio"] == pytest.approx(preset["ours"] / preset["basicsr"])
     pipeline = DegradationPipeline("gfpgan", read_preset("degradation", "gfpgan")["steps"], 64)
     steps = [step["operator"] for theta in pipeline.sample(range(3), (64, 64)) for step in theta["steps"]]
@@ -71,6 +72,7 @@ def test_without_basicsr_ours_is_timed_and_the_reason_given(
     printed = capsys.readouterr().out
     assert "BasicSR cannot be imported." in printed
     assert "gaussian_blur" in printed
+    assert "float64 images/s" in printed
 
 
 def test_threads_are_given_back() -> None:
@@ -88,6 +90,11 @@ def test_threads_are_given_back() -> None:
         (["degradation=gfpgan", "image=3"], "images"),
         (["degradation=gfpgan", "size=large"], "whole number"),
         (["degradation=gfpgan", "images=0"], "at least 1"),
+        (["degradation=gfpgan", "images=2", "images=3"], "given twice"),
+        (["degradation=gfpgan", "64"], "expected key=value"),
+        (["degradation="], "expected key=value"),
+        (["degradation=gfpgan", "size="], "expected key=value"),
+        (["degradation=gfpgan", "--seconds", "3"], "images=N"),
     ],
 )
 def test_mistakes_are_explained(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,22 +1,19 @@
-"""BasicSR's functions, for tests that compare with them.
-
-BasicSR 1.4.2 imports a module that torchvision has renamed; the old name is put back here, and only here.
-"""
+"""BasicSR's functions, for tests that compare with them; skips them where it is absent."""
 
 from __future__ import annotations
 
-import sys
-import warnings
-
 import pytest
 
+from bench.degradation.basicsr_chain import import_basicsr
+from bench.errors import MissingError
+
 functional = pytest.importorskip("torchvision.transforms.functional", reason="torchvision is not installed")
-sys.modules.setdefault("torchvision.transforms.functional_tensor", functional)
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    pytest.importorskip("basicsr", reason="BasicSR is not installed")
-    from basicsr.data import degradations
-    from basicsr.utils.img_process_util import USMSharp, filter2D, usm_sharp
-    from basicsr.utils.matlab_functions import imresize
+try:
+    degradations = import_basicsr("basicsr.data.degradations")
+    _processing = import_basicsr("basicsr.utils.img_process_util")
+    imresize = import_basicsr("basicsr.utils.matlab_functions").imresize
+except MissingError as error:
+    pytest.skip(str(error), allow_module_level=True)
+USMSharp, filter2D, usm_sharp = _processing.USMSharp, _processing.filter2D, _processing.usm_sharp
 
 __all__ = ["USMSharp", "degradations", "filter2D", "functional", "imresize", "usm_sharp"]

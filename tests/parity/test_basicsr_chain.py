@@ -1,4 +1,10 @@
-"""The same recorded degradations through our operators and through BasicSR's and OpenCV's functions."""
+"""The same recorded degradations through our operators and through BasicSR's and OpenCV's functions.
+
+What is compared is ours in double precision, by torch, with BasicSR's chain in single precision, by OpenCV. In single
+precision ours calls OpenCV itself for small kernels, resizing, sharpening and colour-free medians: there the comparison
+covers the parameters and the order of the steps, not the filters. Shared in both: the codec (given the same bytes), the
+field of the recorded noise, torch's area interpolation, and the record that both read.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +18,9 @@ from scipy.stats import ks_2samp
 
 from bench.config import read_preset
 from bench.degradation.basicsr_chain import BasicsrChain
+from bench.degradation.operators import OPERATORS, blur
+from bench.degradation.operators.blur import KERNEL_NAMES
+from bench.degradation.operators.kernels import gaussian_kernel
 from bench.degradation.pipeline import DegradationPipeline, replay
 
 FIRST_ORDER: list[dict[str, Any]] = [
@@ -23,6 +32,15 @@ FIRST_ORDER: list[dict[str, Any]] = [
 ]
 SIZE = 128
 COUNT = 48
+# The lowest of 48 pictures was 54.4 dB (realesrgan), 65 dB and 69 dB (first order, gfpgan): a value on the edge between
+# two levels moves a JPEG coefficient now and then.
+LOWEST = 50.0
+
+
+def _steps_of(preset: str) -> list[dict[str, Any]]:
+    """A preset's steps, its rare ones as often as not, so that every operator is drawn."""
+    steps = [dict(step) for step in read_preset("degradation", preset)["steps"]]
+    return [{**step, "probability": 0.7} if step["operator"] == "maybe" else step for step in steps]
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +91,53 @@ def _compare(
 @pytest.mark.parametrize("preset_size", [512, SIZE])
 def test_first_order_chain_agrees(truths: list[np.ndarray], preset_size: int, dtype: torch.dtype) -> None:
     agreement, test = _compare("first order", FIRST_ORDER, truths, preset_size, dtype)
-    assert np.median(agreement) >= 40
-    assert agreement.min() >= 30
+    assert agreement.min() >= LOWEST
     assert test.statistic <= 0.05
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("preset", ["gfpgan", "realesrgan"])
-def test_preset_agrees(truths: list[np.ndarray], preset: str, dtype: torch.dtype) -> None:
-    steps = read_preset("degradation", preset)["steps"]
-    agreement, test = _compare(preset, steps, truths, SIZE, dtype)
-    assert np.median(agreement) >= 40
+@pytest.mark.parametrize(("preset", "preset_size"), [("gfpgan", SIZE), ("realesrgan", SIZE), ("realesrgan", 512)])
+def test_preset_agrees(truths: list[np.ndarray], preset: str, preset_size: int, dtype: torch.dtype) -> None:
+    agreement, test = _compare(preset, _steps_of(preset), truths, preset_size, dtype)
+    assert agreement.min() >= LOWEST
     assert test.statistic <= 0.1
+
+
+@pytest.mark.parametrize("preset", ["gfpgan", "realesrgan"])
+def test_every_operator_and_kernel_is_drawn(preset: str) -> None:
+    pipeline = DegradationPipeline(preset, _steps_of(preset), SIZE)
+    drawn = [step for theta in pipeline.sample(range(COUNT), (SIZE, SIZE)) for step in theta["steps"]]
+    holders = {"maybe", "one_of"}
+    assert {step["operator"] for step in drawn} == set(pipeline.specification()["versions"]) - holders
+    if preset == "realesrgan":
+        assert {step["kernel"] for step in drawn if "kernel" in step} == set(KERNEL_NAMES)
+        assert {step["interpolation"] for step in drawn if "interpolation" in step} == {"area", "bilinear", "bicubic"}
+
+
+def _flipped(size: int, sigma_x: float, sigma_y: float, angle: float) -> torch.Tensor:
+    return gaussian_kernel(size, sigma_x, sigma_y, -angle)
+
+
+def _without_plateau(size: int, sigma_x: float, sigma_y: float, angle: float, beta: float) -> torch.Tensor:
+    return gaussian_kernel(size, sigma_x, sigma_y, angle)
+
+
+@pytest.mark.parametrize(
+    ("preset", "target", "name", "mistake"),
+    [
+        ("gfpgan", blur, "gaussian_kernel", _flipped),
+        ("realesrgan", blur, "gaussian_kernel", _flipped),
+        ("realesrgan", blur, "plateau_kernel", _without_plateau),
+        ("gfpgan", OPERATORS["grey"], "apply", lambda self, images, parameters: list(images)),
+    ],
+    ids=["gfpgan-angle", "realesrgan-angle", "realesrgan-plateau", "gfpgan-grey"],
+)
+def test_the_bound_finds_a_mistake(
+    truths: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, preset: str, target: Any, name: str, mistake: Any
+) -> None:
+    monkeypatch.setattr(target, name, mistake)
+    agreement, _ = _compare(preset, _steps_of(preset), truths, SIZE, torch.float64)
+    assert agreement.min() < LOWEST - 10
 
 
 def test_a_different_degradation_does_not_agree(truths: list[np.ndarray]) -> None:

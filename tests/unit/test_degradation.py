@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.config import read_preset
+from bench.degradation.basicsr_chain import import_basicsr
 from bench.degradation.operators import build_operator
 from bench.degradation.operators.blur import GaussianBlur
 from bench.degradation.operators.jpeg import JPEG
@@ -23,7 +24,7 @@ from bench.degradation.operators.noise import GaussianNoise
 from bench.degradation.operators.quantise import Quantise
 from bench.degradation.operators.resize import Downscale, ResizeBack
 from bench.degradation.pipeline import DegradationPipeline, replay
-from bench.errors import UsageError
+from bench.errors import MissingError, UsageError
 from bench.image import read_image
 
 SIZE = 64
@@ -81,13 +82,12 @@ def test_ranges_are_scaled_to_the_native_size_in_one_place() -> None:
 
 
 @pytest.mark.parametrize(("sigma_x", "sigma_y", "angle"), [(2.0, 2.0, 0.0), (1.0, 3.5, 0.7), (4.0, 0.8, -2.4)])
-def test_kernels_equal_basicsr(monkeypatch: pytest.MonkeyPatch, sigma_x: float, sigma_y: float, angle: float) -> None:
-    import torchvision.transforms.functional
-
-    # BasicSR 1.4.2 imports a module that torchvision has renamed.
-    alias = "torchvision.transforms.functional_tensor"
-    monkeypatch.setitem(sys.modules, alias, torchvision.transforms.functional)
-    degradations = pytest.importorskip("basicsr.data.degradations", reason="BasicSR is not installed")
+def test_kernels_equal_basicsr(sigma_x: float, sigma_y: float, angle: float) -> None:
+    try:
+        degradations = import_basicsr("basicsr.data.degradations")
+    except MissingError as error:
+        pytest.skip(str(error))
+    assert "torchvision.transforms.functional_tensor" not in sys.modules
     isotropic = sigma_x == sigma_y
     theirs = degradations.bivariate_Gaussian(21, sigma_x, sigma_y, angle, isotropic=isotropic)
     ours = gaussian_kernel(21, sigma_x, sigma_y, angle).numpy()

@@ -127,8 +127,9 @@ class PoissonNoise(Operator):
 
     The one operator that does not stay within 1/255 between CPU and GPU in every pixel: where the picture lies halfway
     between two levels, rounding may fall differently, and that pixel then counts about a photon more or less, which is
-    several levels where white has few photons. No other pixel changes. With colours off the 8-bit grid this strikes
-    some pixels in 100,000; on the grid, none.
+    several levels where white has few photons. No other pixel changes. On the 8-bit grid this strikes none; off it,
+    differences as small as single precision's moved 8 to 35 values in 100,000 by more than a level, and 140 in a
+    picture enlarged twofold, where many values lie exactly halfway.
 
     Args:
         scale: Range of the factor on the noise. White is 2^⌈log2 n⌉ photons, n the number of distinct levels in the
