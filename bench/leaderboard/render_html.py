@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.leaderboard.published import PublishedPaper, PublishedRow, format_published
-from bench.leaderboard.render_markdown import DIRECTION, hardware, introduction, legend, reported
+from bench.leaderboard.render_markdown import DIRECTION, hardware, introduction, legend, notes, reported, units
 from bench.leaderboard.view import COST_HEADINGS, Cell, Row, View
 
 if TYPE_CHECKING:
@@ -117,21 +117,22 @@ def _code(row: Row) -> list[str]:
 
 def _published(paper: PublishedPaper, rows: list[PublishedRow], protocol_id: str | None) -> dict[str, Any]:
     metrics = paper.metrics(rows)
-    columns = [_column("method"), _column("table"), _column("data"), _column("references", "number")]
-    for name in metrics:
-        first = FIRST[paper.better[name] == "higher"]
-        columns.append(_column(paper.heading(name), "number", first, unit=paper.units[name]))
-    columns += [_column("protocol")] * bool(protocol_id) + [_column("note")]
+    columns = [_column("method")]
+    columns += [_column(paper.heading(name), "number", FIRST[paper.better[name] == "higher"]) for name in metrics]
+    columns += [_column("references", "number"), _column("table"), _column("data")]
+    columns += [_column("protocol")] * bool(protocol_id)
     content = []
     for row in rows:
-        cells = [{"text": row.method}, _text(row.table), _text(row.where)]
-        cells.append(_text("not stated") if row.references is None else _number(row.references))
+        cells: list[dict[str, Any]] = [{"text": row.method}]
         for name in metrics:
             value = row.metrics.get(name)
-            cells.append({"text": format_published(value), "sort": "" if value is None else value, "classes": ""})
+            cells.append({"text": format_published(value), "sort": "" if value is None else repr(value), "classes": ""})
+        cells.append(_text("not stated", "") if row.references is None else _number(row.references))
+        cells += [_text(row.table), _text(row.where)]
         cells += [_text(row.mark(protocol_id))] if protocol_id else []
-        content.append({"cells": [*cells, _text(row.note, "text long soft")]})
-    return {"columns": columns, "rows": content, "label": f"published rows of {paper.name}"}
+        content.append({"cells": cells})
+    footnotes = [f"Units: {units(paper, metrics)}.", *notes(rows)]
+    return {"columns": columns, "rows": content, "label": f"published rows of {paper.name}", "footnotes": footnotes}
 
 
 def _facts(view: View) -> dict[str, Any]:
@@ -148,8 +149,10 @@ def _facts(view: View) -> dict[str, Any]:
     return {"heading": "What stands behind each row", "columns": columns, "rows": rows, "label": "facts of the rows"}
 
 
-def _column(text: str, kind: str = "text", first: str = "ascending", notes: str = "", unit: str = "") -> dict[str, Any]:
-    return {"text": text, "kind": kind, "first": first, "notes": notes, "unit": unit, "shown": True}
+def _column(text: str, kind: str = "text", first: str = "ascending", notes: str = "") -> dict[str, Any]:
+    # The arrow stays with the last word.
+    text = "\u00a0".join(text.rsplit(" ", 1)) if text.endswith(("↑", "↓")) else text
+    return {"text": text, "kind": kind, "first": first, "notes": notes, "shown": True}
 
 
 def _cell(cell: Cell) -> dict[str, Any]:

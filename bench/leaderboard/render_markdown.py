@@ -61,7 +61,7 @@ def published_markdown(papers: Sequence[PublishedPaper]) -> str:
         "table prints no value.",
     ]
     for paper in papers:
-        lines += ["", f"## {paper.title} ({paper.venue})", "", f"{paper.source}. Units: {_units(paper)}."]
+        lines += ["", f"## {paper.title} ({paper.venue})", "", f"{paper.source}. Units: {units(paper)}."]
         for table, subject in paper.tables.items():
             rows = [row for row in paper.rows if row.table == table]
             lines += ["", f"### Table {table}: {subject}", "", *_published_table(paper, rows, None)]
@@ -181,13 +181,14 @@ def _published(view: View) -> list[str]:
         "Same data set and degradation by name, **other protocol: not comparable with the rows above.**",
     ]
     for paper, rows in view.published:
-        lines += ["", f"{paper.title} ({paper.venue}); {paper.source}. Units: {_units(paper)}.", ""]
+        lines += ["", f"{paper.title} ({paper.venue}); {paper.source}. Units: {units(paper)}.", ""]
         lines += [*_published_table(paper, rows, view.board.protocol_id), *_notes(rows)]
     return lines
 
 
-def _units(paper: PublishedPaper) -> str:
-    stated = [f"{name} {unit}" for name, unit in paper.units.items() if unit]
+def units(paper: PublishedPaper, metrics: Sequence[str] | None = None) -> str:
+    """Units of a paper's metrics, as far as it states them."""
+    stated = [f"{name} {unit}" for name, unit in paper.units.items() if unit and (metrics is None or name in metrics)]
     return "; ".join(stated) or "none stated"
 
 
@@ -203,16 +204,19 @@ def _published_table(paper: PublishedPaper, rows: list[PublishedRow], protocol_i
     return lines
 
 
-def _notes(rows: list[PublishedRow]) -> list[str]:
-    notes: dict[str, list[str]] = {}
+def notes(rows: Sequence[PublishedRow]) -> list[str]:
+    """What a reader must know of published rows, each sentence once with the rows it is about."""
+    about: dict[str, list[str]] = {}
     for row in rows:
         if row.note:
-            notes.setdefault(row.note, []).append(f"{row.method} ({row.table}, {row.where})")
-    lines = []
-    for note, names in notes.items():
-        about = "" if len(names) == len(rows) else f" on {', '.join(names)}"
-        lines += ["", f"Note{about}: {note}."]
-    return lines
+            about.setdefault(row.note, []).append(f"{row.method} (table {row.table}, {row.where})")
+    return [
+        f"Note{'' if len(names) == len(rows) else ' on ' + ', '.join(names)}: {note}." for note, names in about.items()
+    ]
+
+
+def _notes(rows: Sequence[PublishedRow]) -> list[str]:
+    return [line for note in notes(rows) for line in ("", note)]
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 from bench.leaderboard.papers import published_on
 from bench.leaderboard.published import PublishedPaper, PublishedRow, citation_keys
 from bench.leaderboard.ranking import COPY, INPUT, Board, Column, build_board
+from bench.metrics.noise_check import bettered_by_noise, noise_effects
 from bench.metrics.set_metric import FID_SMALLEST
 from bench.report.terminal import number
-
-BESIDE = ("id", "ips")
 
 
 @dataclass(frozen=True)
@@ -140,13 +136,15 @@ def view(entries: list[dict[str, Any]]) -> View:
 
 
 def _beside_id(columns: list[Column]) -> list[Column]:
-    """IPS directly after ID: alone it rewards copying."""
-    by_name = {column.name: column for column in columns}
-    if not all(name in by_name for name in BESIDE):
-        return columns
-    rest = [column for column in columns if column.name != "ips"]
-    place = rest.index(by_name["id"]) + 1
-    return [*rest[:place], by_name["ips"], *rest[place:]]
+    """Each IPS directly after the ID of the same recogniser: alone it rewards copying."""
+    names = {column.name for column in columns}
+    beside: dict[str, list[Column]] = {}
+    for column in columns:
+        partner = next((name for name in (column.name.replace("ips", "id", 1), "id") if name in names), None)
+        if column.name.startswith("ips") and partner:
+            beside.setdefault(partner, []).append(column)
+    moved = {column.name for own in beside.values() for column in own}
+    return [each for column in columns if column.name not in moved for each in (column, *beside.get(column.name, ()))]
 
 
 def _second(board: Board, column: Column) -> set[int]:
@@ -239,14 +237,6 @@ def _costs(entry: dict[str, Any]) -> list[Cell]:
     ]
 
 
-@cache
-def _noise_check() -> dict[str, Any]:
-    """Which no-reference metrics noise betters, as measured; empty where it was not measured."""
-    path = Path(__file__).resolve().parent.parent / "metrics" / "noise_check.json"
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return found
-
-
 def _footnotes(
     columns: list[Column], set_columns: list[Column], withheld: list[Column], board: Board
 ) -> tuple[dict[str, list[int]], list[str]]:
@@ -260,7 +250,9 @@ def _footnotes(
 
     for column in columns:
         if column.name.startswith("ips"):
-            beside = "" if any(other.name == "id" for other in columns) else " ID was not scored on this board."
+            beside = (
+                "" if any(other.name.startswith("id") for other in columns) else " ID was not scored on this board."
+            )
             add(
                 column.name,
                 f"IPS says how near a row is to the reference, not to the person's photograph: read it beside ID and "
@@ -273,7 +265,7 @@ def _footnotes(
                 f"{len(groups.letters)} rows over {len(board.entries[0]['identity_images'])} identities are too many "
                 "pairs for too few people: no difference, however clear, could come out as one here.",
             )
-        if said := noise_note(column.name):
+        if said := noise_note(column.name, column.identity):
             add(column.name, said)
     for column in withheld:
         add(
@@ -302,9 +294,10 @@ def interval_notes(board: Board) -> list[str]:
     return sorted(found)
 
 
-def noise_note(metric: str) -> str | None:
+def noise_note(metric: str, identity: str) -> str | None:
     """What a board says of a no-reference metric that noise betters, or None."""
-    found = _noise_check().get("metrics", _noise_check()).get(metric)
-    if not isinstance(found, dict) or not found.get("bettered"):
+    if not bettered_by_noise(metric, identity):
         return None
-    return f"Adding noise to the input betters this metric ({found.get('text', 'measured')}): it is no evidence alone."
+    return (
+        f"Adding noise to the input betters this metric ({noise_effects()[metric]['text']}): it is no evidence alone."
+    )

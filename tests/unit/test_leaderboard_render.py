@@ -18,6 +18,7 @@ from bench.leaderboard.board import FORMATS, board_texts, redraw
 from bench.leaderboard.entry import add, read_entries
 from bench.leaderboard.verify import verify
 from bench.leaderboard.view import noise_note, view
+from bench.metrics.noise_check import noise_effects
 from bench.paths import resource_root
 from tests.unit.run_folders import make_run, score_frame
 
@@ -154,12 +155,13 @@ def test_ips_stands_next_to_id_with_its_warning(root, tmp_path):
     assert board.absent_rows == ["copy_reference", "input"]
 
 
-def test_metrics_that_noise_betters_say_so(monkeypatch):
-    found = {"niqe": {"bettered": True, "text": "4.1 to 3.2 at sigma 5"}, "musiq": {"bettered": False}}
-    monkeypatch.setattr("bench.leaderboard.view._noise_check", lambda: found)
-    assert "4.1 to 3.2 at sigma 5" in noise_note("niqe")
-    assert noise_note("musiq") is None
-    assert noise_note("psnr") is None
+def test_metrics_that_noise_betters_say_so():
+    for name, effect in noise_effects().items():
+        note = noise_note(name, effect["identity"])
+        assert (effect["text"] in note) if effect["bettered"] else note is None
+        assert noise_note(name, "another version") is None
+    assert noise_effects()["niqe"]["bettered"]
+    assert noise_note("psnr", "psnr@test@1") is None
 
 
 def test_html_is_one_file_without_addresses(root):
