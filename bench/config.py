@@ -248,6 +248,11 @@ def _explained(error: Exception, config: str, given: dict[str, str]) -> UsageErr
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
             hint = f"Did you mean {' or '.join(near)}?" if near else f"Known at the top: {', '.join(sorted(roots))}."
             return UsageError(f"Unknown key {key!r}. {hint}")
+    top = yaml.safe_load((resource_root() / "configs" / f"{config}.yaml").read_text("utf-8"))
+    groups = {name for entry in top["defaults"] if isinstance(entry, dict) for name in entry}
+    for key in given:
+        if key in GROUPS and key not in groups:
+            return UsageError(f"bench {config} takes no {key}=…. Its groups: {', '.join(sorted(groups))}.")
     return UsageError(f"The configuration is not valid: {str(error).splitlines()[0]}")
 
 

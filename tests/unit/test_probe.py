@@ -227,6 +227,8 @@ def test_unknown_probes_and_keys_are_named() -> None:
         compose("run", ["method=input", "probe=mark"])
     with pytest.raises(UsageError, match=r"data\.probe\.radius"):
         compose("run", ["method=input", "probe=marks", "data.probe.radios=[1,2]"])
+    with pytest.raises(UsageError, match="takes no probe"):
+        compose("train", ["method=refine", "probe=marks"])
 
 
 def test_training_marks_stand_on_the_references_and_on_every_second_truth() -> None:
