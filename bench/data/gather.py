@@ -93,7 +93,13 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [folder / name for name in _names(folder) if (folder / name).is_dir()]
+    inside = [folder / name for name in _names(folder)]
+    return [path for path in inside if path.is_dir() and not _leads_back(path)]
+
+
+def _leads_back(path: Path) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
 def _levels(sources: Sequence[Path]) -> Iterator[list[Path]]:

@@ -34,6 +34,7 @@ from bench.protocol.card import DatasetCard, load_card
 RECORD = "prepared.json"
 SUMS = "SHA256SUMS"
 MOST_NAMED = 5
+_ALWAYS_SAID = {"card_sha256", "key", "sources", "pictures", "identities", "files", "aligned", "skipped"}
 _DECISIVE = (
     "layout",
     "contents",
@@ -66,7 +67,7 @@ def read_record(root: Path) -> dict[str, Any] | None:
         record = json.loads((root / RECORD).read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and {"card", "key", "pictures", "skipped"} <= set(record) else None
+    return record if isinstance(record, dict) and _ALWAYS_SAID <= set(record) else None
 
 
 def card_hash(card: DatasetCard) -> str:

@@ -118,7 +118,9 @@ def test_linked_folders_are_people_too(people: Path, tmp_path: Path) -> None:
     for person in ("s1", "s2"):
         (tmp_path / "linked" / person).symlink_to(people / "download" / "Faces" / person)
     write_card(tmp_path, "made", **AUTO)
-    assert prepare("made", [str(tmp_path / "linked")]).record["identities"] == 2
+    (tmp_path / "linked" / "circle").symlink_to(tmp_path / "linked")
+    record = prepare("made", [str(tmp_path / "linked")]).record
+    assert (record["identities"], record["not_taken"]["count"]) == (2, 0)
 
 
 @pytest.mark.parametrize("change", ["content", "added", "removed", "time"])
