@@ -67,7 +67,7 @@ def read_record(root: Path) -> dict[str, Any] | None:
         record = json.loads((root / RECORD).read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and _ALWAYS_SAID <= set(record) else None
+    return record if isinstance(record, dict) and set(record) >= _ALWAYS_SAID else None
 
 
 def card_hash(card: DatasetCard) -> str:
