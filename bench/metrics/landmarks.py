@@ -46,7 +46,7 @@ class LandmarkDistance(_Detected):
     title = "LMD"
     unit = "px"
     higher_is_better: ClassVar[bool | None] = False
-    needs = ("landmarks",)
+    needs = ("truth", "landmarks")
     how = "mean distance of 5 points to the ground truth's committed landmarks"
 
     def score(self, batch: ScoringBatch) -> list[Score]:
@@ -64,7 +64,7 @@ class CappedLandmarkDistance(_Detected):
     title = "LMD (capped)"
     unit = "px"
     higher_is_better: ClassVar[bool | None] = False
-    needs = ("landmarks",)
+    needs = ("truth", "landmarks")
     how = (
         "mean distance of 5 points to the ground truth's committed landmarks, "
         f"at most {FAILURE_SHARE:g} eye distances, no face = that"

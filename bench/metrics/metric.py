@@ -34,7 +34,8 @@ class ScoringBatch:
         truth: (B, H, W, 3) uint8 RGB, or None where there is no ground truth.
         references: For each picture the references the method was given, each (H, W, 3) uint8 RGB.
         landmarks: (B, 5, 2) float64: the ground truth's eyes, nose and mouth corners (x, y in
-            pixels; the eye on the left of the picture first), or None.
+            pixels; the eye on the left of the picture first), those of the LQ picture where there is no
+            ground truth, or None.
         reference_landmarks: For each picture an (R, 5, 2) array of the references' points, or None.
         valid: (B, H, W) bool, False where the aligned crop reaches beyond the photograph.
         marks: For each picture the marks a probe planted on its photographs, or None.

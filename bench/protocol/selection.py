@@ -149,7 +149,8 @@ def _images(settings: DataSettings, identity: str, photos: list[Photo], aligner:
             break
         photo = plan.photo
         source = aligned(photo.path) if photo.has_truth else None
-        lq = aligned(photo.lq, False) if photo.lq is not None else None
+        # Where there is no ground truth, the LQ picture says where the face is, for every method alike.
+        lq = aligned(photo.lq, not photo.has_truth) if photo.lq is not None else None
         if (photo.has_truth and source is None) or (photo.lq is not None and lq is None):
             continue
         readable = (found for path in plan.references if (found := aligned(path)) is not None)

@@ -134,6 +134,8 @@ def test_real_degraded_pictures_have_no_ground_truth(
     protocol = freeze(replace(given, root=str(root)))
     assert [(image.source, image.gt_sha256) for image in protocol.images] == [(None, None)] * 2
     assert all(image.lq_sha256 for image in protocol.images)
+    # The face is found in the LQ picture, for every method alike.
+    assert all(image.shown is image.lq and image.shown.points_from for image in protocol.images)
     pictures = ProtocolPictures(protocol, root)
     assert pictures.lq(protocol.images[0]).shape == (SIZE, SIZE, 3)
     with pytest.raises(MissingError, match="no ground truth"):
