@@ -301,7 +301,7 @@ def test_operators_agree_between_processors(name: str) -> None:
 
 
 def off_the_grid(count: int, height: int, width: int) -> Tensor:
-    """Pictures off the 8-bit levels, as a resize leaves them, float32; doubling puts many exactly halfway between two."""
+    """Pictures off the 8-bit levels, as a resize leaves them, float32; doubling puts many halfway between two."""
     small = pictures(count, height // 2, width // 2).float()
     return torch.nn.functional.interpolate(small, size=(height, width), mode="bilinear")
 
