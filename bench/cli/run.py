@@ -75,19 +75,31 @@ def _print_summary(summary: dict, run_dir: str) -> None:  # type: ignore[type-ar
 
 def _sweep(arguments: argparse.Namespace) -> int:
     """Starts one `python -m bench run` per combination, one after the other; the worst exit code wins."""
+    import os
     import subprocess
     import sys
 
     from bench.config import expand_sweep
     from bench.errors import UsageError
+    from bench.paths import runs_root
+    from bench.tracking.sweep import finish_sweep, job_environment, start_sweep
 
     jobs = expand_sweep(arguments.overrides)
     if len(jobs) > 1 and any(word.startswith("run_dir=") for word in arguments.overrides):
         raise UsageError("run_dir= with -m would send every job to one folder. Leave it out: each job gets its own.")
-    worst = 0
+    folder = start_sweep(arguments.overrides, jobs, runs_root())
+    codes = []
     for position, words in enumerate(jobs, start=1):
         print(f"[{position}/{len(jobs)}] bench run {' '.join(words)}", file=sys.stderr, flush=True)
         flags = ["--json"] if arguments.json else []
-        code = subprocess.run([sys.executable, "-m", "bench", "run", *words, *flags], check=False).returncode
-        worst = max(worst, code if code >= 0 else 1)
-    return worst
+        environment = os.environ | job_environment(folder, position)
+        command = [sys.executable, "-m", "bench", "run", *words, *flags]
+        code = subprocess.run(command, check=False, env=environment).returncode
+        codes.append(code if code >= 0 else 1)
+    record = finish_sweep(folder, codes)
+    if any(job["run_dir"] for job in record["jobs"]):
+        from bench.tracking.mlflow_store import record_sweep
+
+        record_sweep(folder)
+    print(f"sweep: {folder}", file=sys.stderr)
+    return max(codes, default=0)

@@ -3,6 +3,9 @@
 The store is `$MLFLOW_TRACKING_URI` where it is set, else an SQLite file under `bench_home()/mlflow`
 with its artifacts beside it. A fresh SQLite store breaks when several processes create it at once,
 so each import holds a lock shared by all processes of the user.
+
+A sweep (`bench run -m`) is a parent run with one child per job. MLflow nests runs within one experiment, and
+experiments are protocols here: a sweep over several protocols has one parent in each.
 """
 
 from __future__ import annotations
@@ -12,19 +15,23 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 from bench.errors import UsageError
 from bench.files import sha256_file, write_json
 from bench.paths import bench_home
 from bench.scores.summary import read_summary
+from bench.tracking.sweep import RECORD, by_protocol, join_sweep, read_sweep, sweep_of
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow import MlflowClient
 
+Found = TypeVar("Found")
 log = logging.getLogger(__name__)
 
 MARKER = "mlflow.json"
@@ -37,7 +44,10 @@ ARTIFACTS = (
     "config.yaml",
     "protocol.json",
     "environment.json",
+    RECORD,
 )
+IMAGES = "images.json"
+PARENT = "mlflow.parentRunId"
 # Tables being created and connections being tried again are no news to whoever finished a run.
 QUIETED = {
     "alembic": logging.WARNING,
@@ -45,6 +55,7 @@ QUIETED = {
     "urllib3.connectionpool": logging.ERROR,
 }
 LOCK_SECONDS = 600
+ANSWER_SECONDS = 5
 LONGEST_PARAMETER = 500
 LONGEST_REASON = 240
 BATCH = 100
@@ -64,8 +75,9 @@ def record_run(run_dir: Path) -> str | None:
     """Imports a finished run folder into MLflow, once.
 
     The experiment is the protocol's name. The run carries parameters (`config.yaml`, flattened),
-    means with `.low`, `.high` and `.n`, and the folder's tables, report and configuration. A
-    folder whose scores are already in the store is left as it is. `mlflow.json` in the folder
+    means with `.low`, `.high` and `.n`, and the folder's tables, report and configuration; `images.json`
+    is the table of every image's values, which MLflow's pages can show. A job of a sweep is a child of the
+    sweep's run. A folder whose scores are already in the store is left as it is. `mlflow.json` in the folder
     names the run; on failure `mlflow_pending.json` holds the reason and `bench sync` tries again.
 
     Args:
@@ -75,28 +87,73 @@ def record_run(run_dir: Path) -> str | None:
         The MLflow run id, or None if it could not be imported. Never raises an `Exception`.
     """
     run_dir = Path(run_dir)
+    try:
+        if run_dir.is_dir():
+            join_sweep(run_dir)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("Cannot note the sweep of %s: %s", run_dir, error)
+    return _noting_failure(run_dir, lambda uri: recorded_run(run_dir) or _import_locked(run_dir, uri))
+
+
+def record_sweep(folder: Path) -> list[str] | None:
+    """Completes the parent runs of a finished sweep: how its jobs ended, and the reports that compare them.
+
+    Args:
+        folder: The sweep's folder, as `bench.tracking.sweep.finish_sweep` left it.
+
+    Returns:
+        Ids of the parent runs, one per protocol, or None if they could not be completed. Never raises an
+        `Exception`.
+    """
+    return _noting_failure(Path(folder), lambda uri: recorded_sweep(folder) or _complete_locked(Path(folder), uri))
+
+
+def recorded_sweep(folder: Path) -> list[str] | None:
+    """Ids of the parent runs if the present record of a sweep is already in the present store, or None."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        current = marker["tracking_uri"] == public(tracking_uri())
+        return list(marker["runs"]) if current and marker["sha256"] == sha256_file(folder / RECORD) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _noting_failure(folder: Path, work: Callable[[str], Found]) -> Found | None:
+    """Result of the work, or None with the reason in `mlflow_pending.json`."""
     uri = tracking_uri()
     try:
-        run_id = recorded_run(run_dir) or _import_locked(run_dir, uri)
-        (run_dir / PENDING).unlink(missing_ok=True)
-        return run_id
+        found = work(uri)
+        (folder / PENDING).unlink(missing_ok=True)
+        return found
     except Exception as error:
-        reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}").strip()[:LONGEST_REASON]
-        log.warning("MLflow did not take %s (%s); `bench sync` tries again.", run_dir, reason)
+        reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}").strip().replace(uri, public(uri))
+        reason = reason[:LONGEST_REASON]
+        log.warning("MLflow did not take %s (%s); `bench sync` tries again.", folder, reason)
         try:
-            if run_dir.is_dir():
+            if folder.is_dir():
                 now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-                write_json(run_dir / PENDING, {"tracking_uri": uri, "reason": reason, "created": now})
+                write_json(folder / PENDING, {"tracking_uri": public(uri), "reason": reason, "created": now})
         except OSError as failure:
-            log.warning("Cannot note that in %s: %s", run_dir, failure)
+            log.warning("Cannot note that in %s: %s", folder, failure)
         return None
+
+
+def public(uri: str) -> str:
+    """An address without the user and password that may stand in it."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 def recorded_run(run_dir: Path) -> str | None:
     """MLflow run id of a folder whose present scores are already in the present store, or None."""
     try:
         marker = json.loads((run_dir / MARKER).read_text(encoding="utf-8"))
-        current = marker["tracking_uri"] == tracking_uri() and marker["scores_sha256"] == _scores_hash(run_dir)
+        sweep = sweep_of(run_dir)
+        current = (
+            marker["tracking_uri"] == public(tracking_uri())
+            and marker["scores_sha256"] == _scores_hash(run_dir)
+            and marker.get("sweep") == (sweep and sweep["id"])
+        )
         return str(marker["run_id"]) if current else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -112,7 +169,8 @@ def finished_runs(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def _import_locked(run_dir: Path, uri: str) -> str:
+@contextmanager
+def _store_lock() -> Iterator[None]:
     from filelock import FileLock
 
     if "?" in str(store_folder().resolve()):
@@ -121,7 +179,17 @@ def _import_locked(run_dir: Path, uri: str) -> str:
         )
     store_folder().mkdir(parents=True, exist_ok=True)
     with FileLock(store_folder() / "import.lock", timeout=LOCK_SECONDS):
+        yield
+
+
+def _import_locked(run_dir: Path, uri: str) -> str:
+    with _store_lock():
         return recorded_run(run_dir) or _import(run_dir, uri)
+
+
+def _complete_locked(folder: Path, uri: str) -> list[str]:
+    with _store_lock():
+        return recorded_sweep(folder) or _complete(folder, uri)
 
 
 def _import(run_dir: Path, uri: str) -> str:
@@ -139,17 +207,69 @@ def _import(run_dir: Path, uri: str) -> str:
     }
     client = _client(uri)
     experiment = _experiment(client, summary["protocol"], uri)
+    sweep = sweep_of(run_dir)
+    family = {}
+    if sweep:
+        parent = _parent(client, experiment, sweep)
+        family = {PARENT: parent, "bench.sweep": str(sweep["id"]), "bench.job": str(sweep["job"])}
     run_id = _finished_earlier(client, experiment, tags)
     if run_id is None:
-        run_id = client.create_run(experiment, tags=tags, run_name=f"{summary['method']} {run_dir.name}").info.run_id
+        name = f"{summary['method']} {run_dir.name}"
+        run_id = client.create_run(experiment, tags=tags | family, run_name=name).info.run_id
         _log(client, run_id, parameters, _metrics(summary))
-        for name in ARTIFACTS:
-            if (run_dir / name).is_file():
-                client.log_artifact(run_id, str(run_dir / name))
+        client.log_table(run_id, _image_table(run_dir), IMAGES)
+        for artifact in ARTIFACTS:
+            if (run_dir / artifact).is_file():
+                client.log_artifact(run_id, str(run_dir / artifact))
         client.set_terminated(run_id)
-    marker = {"tracking_uri": uri, "experiment": summary["protocol"], "run_id": run_id, "scores_sha256": scores_sha256}
-    write_json(run_dir / MARKER, marker)
+    else:
+        for key, value in family.items():
+            client.set_tag(run_id, key, value)
+    marker = {"tracking_uri": public(uri), "experiment": summary["protocol"], "run_id": run_id}
+    write_json(run_dir / MARKER, marker | {"scores_sha256": scores_sha256, "sweep": sweep and sweep["id"]})
     return run_id
+
+
+def _parent(client: MlflowClient, experiment: str, sweep: dict[str, Any]) -> str:
+    """The sweep's run in an experiment; made where there is none. It ends when the sweep does."""
+    found = client.search_runs([experiment], filter_string=f"tags.`bench.sweep_parent` = '{sweep['id']}'")
+    if found:
+        return str(found[0].info.run_id)
+    tags = {"bench.sweep_parent": str(sweep["id"])}
+    run_id = str(client.create_run(experiment, tags=tags, run_name=f"sweep {sweep['id']}").info.run_id)
+    parameters = {"command": sweep["command"][:LONGEST_PARAMETER], "jobs": str(sweep["jobs"])}
+    _log(client, run_id, parameters, {})
+    return run_id
+
+
+def _complete(folder: Path, uri: str) -> list[str]:
+    record = read_sweep(folder)
+    told = {"id": record["id"], "command": record["command"], "jobs": len(record["jobs"])}
+    codes = [job["exit_code"] for job in record["jobs"]]
+    client = _client(uri)
+    runs = []
+    for name, members in by_protocol(record).items():
+        experiment = _experiment(client, read_summary(members[0])["protocol"], uri)
+        run_id = _parent(client, experiment, told)
+        for artifact in (RECORD, f"report-{name}.html"):
+            if (folder / artifact).is_file():
+                client.log_artifact(run_id, str(folder / artifact))
+        _log(client, run_id, {}, {"jobs_failed": sum(code != 0 for code in codes)})
+        client.set_terminated(run_id, "FINISHED" if not any(codes) else "FAILED")
+        runs.append(run_id)
+    marker = {"tracking_uri": public(uri), "runs": runs, "sha256": sha256_file(folder / RECORD)}
+    write_json(folder / MARKER, marker)
+    return runs
+
+
+def _image_table(run_dir: Path) -> pd.DataFrame:
+    """One row per image, one column per metric."""
+    from bench.scores.table import read_table
+
+    scores = read_table(run_dir / "scores.parquet")
+    table = scores.pivot(index=["image_id", "identity"], columns="metric", values="value").reset_index()
+    table.columns.name = None
+    return table.astype(object).where(table.notna(), None)
 
 
 def _client(uri: str) -> MlflowClient:
@@ -157,11 +277,32 @@ def _client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # With a server, mlflow prints addresses to standard output, where `--json` prints the summary.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name, level in QUIETED.items():
         logging.getLogger(name).setLevel(level)
+    _ask(uri)
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
+
+
+def _ask(uri: str) -> None:
+    """Asks a server once, briefly, whether it is there: whatever it answers, it is.
+
+    Raises:
+        ConnectionError: It is not.
+    """
+    if urlsplit(uri).scheme not in ("http", "https"):
+        return
+    import requests
+
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS, allow_redirects=False)
+    except requests.exceptions.SSLError:
+        return
+    except requests.exceptions.RequestException as error:
+        raise ConnectionError(f"no server answers at {public(uri)} ({type(error).__name__})") from error
 
 
 def _experiment(client: MlflowClient, name: str, uri: str) -> str:
@@ -220,6 +361,9 @@ def _metrics(summary: dict[str, Any]) -> dict[str, float]:
     values["failed"] = len(summary.get("failed") or {})
     for name, metric in summary["metrics"].items():
         values |= {name: metric["mean"], f"{name}.low": metric["low"], f"{name}.high": metric["high"]}
+        values[f"{name}.n"] = metric["n"]
+    for name, metric in (summary.get("set_metrics") or {}).items():
+        values |= {name: metric["value"], f"{name}.low": metric["low"], f"{name}.high": metric["high"]}
         values[f"{name}.n"] = metric["n"]
     return {name: float(value) for name, value in values.items() if value is not None}
 

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from bench.tracking.mlflow_store import MARKER, PENDING, finished_runs, record_run, recorded_run, tracking_uri
+from bench.tracking.mlflow_store import (
+    MARKER,
+    PENDING,
+    finished_runs,
+    record_run,
+    record_sweep,
+    recorded_run,
+    tracking_uri,
+)
+from bench.tracking.sweep import finish_sweep, job_environment, start_sweep
 from tests.unit.run_folders import PROTOCOL_ID, make_run, score_frame
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -68,7 +77,14 @@ def test_a_run_is_imported_once_with_all_it_holds(home, tmp_path):
         "config.yaml",
         "protocol.json",
         "environment.json",
+        "images.json",
     }
+    table = json.loads(Path(client.download_artifacts(run_id, "images.json", str(tmp_path))).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert len(rows) == 60 and {row["identity"] for row in rows} == set(frame["identity"])
+    expected = frame[frame.metric == "psnr"].set_index("image_id")["value"]
+    assert {row["image_id"]: row["psnr"] for row in rows} == pytest.approx(expected.to_dict())
+    assert next(row["id"] for row in rows if row["image_id"] == "s29/6") is None
     copy = Path(client.download_artifacts(run_id, "scores.parquet", str(tmp_path)))
     assert copy.read_bytes() == (folder / "scores.parquet").read_bytes()
     assert (home / "mlflow" / "mlflow.db").is_file()
@@ -188,3 +204,82 @@ def test_four_processes_on_a_fresh_store_all_arrive(home, tmp_path):
     assert [err for _, err in outputs] == [""] * 4, "a finished run is told nothing about MLflow's tables"
     assert {run.info.run_id for run in stored()[1]} == set(ids)
     assert len(set(ids)) == 4
+
+
+def sweep_of_two(tmp_path, monkeypatch, codes=(0, 0), protocols=("orl_heavy", "orl_heavy")):
+    """Two jobs of a sweep, recorded as `bench run -m` does it."""
+    root = tmp_path / "runs"
+    folder = start_sweep(["method=input,refine"], [["method=input"], ["method=refine"]], root)
+    ids = []
+    for position, (method, protocol) in enumerate(zip(("input", "refine@demo"), protocols, strict=True), start=1):
+        if codes[position - 1] not in (0, 4):
+            continue
+        run = make_run(root / method, score_frame(method, position), pictures=True, protocol=protocol)
+        for name, value in job_environment(folder, position).items():
+            monkeypatch.setenv(name, value)
+        ids.append(record_run(run))
+        monkeypatch.delenv("BENCH_SWEEP")
+    finish_sweep(folder, codes)
+    return folder, ids
+
+
+def test_a_sweep_is_a_parent_with_a_child_per_job(home, tmp_path, monkeypatch):
+    folder, ids = sweep_of_two(tmp_path, monkeypatch)
+    parents = record_sweep(folder)
+    client, runs = stored()
+    assert len(runs) == 3 and len(parents) == 1
+    parent = client.get_run(parents[0])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["command"] == "bench run -m method=input,refine"
+    assert {run.info.run_id for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0]} == set(ids)
+    assert [client.get_run(one).data.tags["bench.job"] for one in ids] == ["1", "2"]
+    names = {item.path for item in client.list_artifacts(parents[0])}
+    assert "sweep.json" in names and any(name.startswith("report-orl_heavy") for name in names)
+    assert record_sweep(folder) == parents, "nothing is done twice"
+    again, same = sweep_of_two(tmp_path, monkeypatch)
+    assert again == folder and same == ids and record_sweep(folder) == parents
+    assert len(stored()[1]) == 3, "the same command again goes on with the same sweep"
+
+
+def test_a_sweep_over_two_protocols_has_a_parent_in_each(home, tmp_path, monkeypatch):
+    folder, ids = sweep_of_two(tmp_path, monkeypatch, protocols=("orl_heavy", "orl_light"))
+    assert len(record_sweep(folder)) == 2
+    for experiment, child in (("orl_heavy", ids[0]), ("orl_light", ids[1])):
+        client, runs = stored(experiment)
+        assert len(runs) == 2
+        parent = client.get_run(child).data.tags["mlflow.parentRunId"]
+        assert parent in {run.info.run_id for run in runs} - {child}
+
+
+def test_a_failed_job_marks_the_sweep(home, tmp_path, monkeypatch):
+    folder, _ = sweep_of_two(tmp_path, monkeypatch, codes=(0, 3))
+    parents = record_sweep(folder)
+    parent = MlflowClient(tracking_uri=tracking_uri()).get_run(parents[0])
+    assert parent.info.status == "FAILED" and parent.data.metrics["jobs_failed"] == 1
+    assert json.loads((folder / "sweep.json").read_text())["jobs"][1] == {
+        "words": ["method=refine"],
+        "exit_code": 3,
+        "run_dir": None,
+    }
+
+
+def test_a_run_recorded_before_joins_the_sweep_it_is_run_in(home, tmp_path, monkeypatch):
+    alone = record_run(make_run(tmp_path / "runs" / "input", score_frame("input", 1), pictures=True))
+    assert alone
+    folder, ids = sweep_of_two(tmp_path, monkeypatch)
+    assert ids[0] == alone, "not imported again"
+    assert record_sweep(folder)[0] == stored()[0].get_run(alone).data.tags["mlflow.parentRunId"]
+
+
+def test_a_broken_sweep_variable_does_not_stop_the_import(home, tmp_path, monkeypatch):
+    for value in ("{", '{"folder": "/nowhere", "job": 1}', "[]", '{"job": 1}'):
+        monkeypatch.setenv("BENCH_SWEEP", value)
+        assert record_run(make_run(tmp_path / "run"))
+
+
+def test_passwords_in_the_address_are_not_written_down(home, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9/path")
+    folder = make_run(tmp_path / "run")
+    assert record_run(folder) is None
+    assert "secret" not in (folder / PENDING).read_text() + caplog.text
+    assert json.loads((folder / PENDING).read_text())["tracking_uri"] == "http://127.0.0.1:9/path"
