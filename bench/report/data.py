@@ -25,7 +25,7 @@ def page_data(runs: Sequence[Run], metric: str | None, pictures: Sequence[Pictur
     Returns:
         `images`, `people` and `who` (number of each image's person); `runs`; `metrics`; `scores` and `why` (per
         metric and run: a value per image; the number of a reason in `reasons` for each missing one); `strengths`;
-        `cases` (per image number) with numbers of `pictures`.
+        `side` of the pictures in pixels; `cases` (per image number) with numbers of `pictures`.
     """
     lead = leading(runs)
     images = list(dict.fromkeys(image for run in runs for image in run.scores["image_id"]))
@@ -49,6 +49,7 @@ def page_data(runs: Sequence[Run], metric: str | None, pictures: Sequence[Pictur
             why[name].append({i: reasons.setdefault(str(reason), len(reasons)) for i, reason in missing.items()})
     book = PictureBook()
     cases: dict[int, dict[str, Any]] = {}
+    side = 0
     if pictures is not None:
         side = int(pictures[lead.index].lq(images[0]).shape[0])
         number = {image: index for index, image in enumerate(images)}
@@ -71,6 +72,7 @@ def page_data(runs: Sequence[Run], metric: str | None, pictures: Sequence[Pictur
         "why": why,
         "reasons": list(reasons),
         "strengths": _strengths(lead, images, None if first else pictures),
+        "side": side,
         "cases": cases,
         "pictures": book.addresses,
     }

@@ -12,7 +12,7 @@ from bench.files import write_text
 from bench.report.content import Run, case_metric, leading, read_runs
 from bench.report.data import embedded, page_data
 from bench.report.pictures import Pictures
-from bench.report.tables import has_planted_marks, identities, missing_table, scores_table, set_table
+from bench.report.tables import has_planted_marks, identities, missing_table, scores_table, set_table, without_values
 from bench.report.terminal import number
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -53,6 +53,7 @@ def write_report(
         sets=set_table(runs),
         missing=missing_table(runs),
         intervals=", ".join(intervals),
+        absent=without_values(runs) if len(runs) > 1 else [],
         tested=len(runs) > 1 and any(run.summary["method"] == "input" for run in runs),
         marks=has_planted_marks(runs),
         facts=[(run, _facts(run)) for run in runs],
@@ -101,7 +102,12 @@ def _data(runs: list[Run], metric: str | None, opener: Callable[[Path], Pictures
     try:
         return page_data(runs, metric, [opener(run.folder) for run in runs]), None
     except (BenchError, OSError) as error:
-        return page_data(runs, metric, None), f"The pictures could not be read: {error}"
+        reason = str(error)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = (
+            f"a run folder's protocol.json or config.yaml is not what a run writes ({type(error).__name__}: {error})"
+        )
+    return page_data(runs, metric, None), f"The pictures could not be read: {reason}"
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

@@ -124,6 +124,15 @@ def _long(text: str) -> dict[str, Any]:
     return cell(text, classes="text long")
 
 
+def without_values(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """(short reason, titles) of the metrics that no run of a comparison has a value of: their columns start hidden."""
+    found: dict[str, list[str]] = {}
+    for name, metric in all_metrics(runs).items():
+        if all(run.summary["metrics"].get(name, {}).get("mean") is None for run in runs):
+            found.setdefault(brief(metric["reason"]), []).append(metric["title"])
+    return [(reason, ", ".join(titles)) for reason, titles in found.items()]
+
+
 def identities(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """(heading, identity string) of every metric, the whole set's included."""
     found = [(record["heading"], identity) for record in metric_rows(runs) for identity in record["identity"]]

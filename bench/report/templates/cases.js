@@ -30,7 +30,7 @@ const slider = (sides, image, run) => {
   stage.addEventListener("pointermove", (event) => { if (event.buttons) point(event); });
   move();
   const right = Math.max(0, sides.findIndex((one) => one.run === run));
-  return el("div", { class: "slider" }, stage, range,
+  return el("div", { class: data.side > 256 ? "slider large" : "slider" }, stage, range,
     el("div", { class: "sides" }, side(over, "left", 0), side(under, "right", right || Math.min(1, sides.length - 1))));
 };
 
@@ -54,7 +54,7 @@ const article = (image, kind, label, run) => {
     });
     if (found.truth !== null) sides.push({ name: "ground truth", number: found.truth });
     const strip = el("div", { class: "strip" }, picture(found.lq, "LQ", "lq", 200, image));
-    if (found.references.length) strip.append(el("div", { class: "references" },
+    if (found.references.length) strip.append(el("div", { class: found.references.length > 1 ? "references" : "references one" },
       found.references.map((number, index) => picture(number, `ref. ${index + 1}`, "reference", 78, image))));
     for (const one of sides.slice(1)) strip.append(picture(one.number, one.name, one.run === undefined ? "truth" : "restored", 200, image));
     node.append(el("div", { class: "look" }, slider(sides, image, run), strip));
