@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,9 @@ def _identities(
     fixed = all(photo.references is not None for own in by_identity.values() for photo in own)
     wanted_references = 0 if fixed else settings.references or 0
     least = max((settings.targets or 1) + wanted_references, settings.minimum_photos or 0)
-    _warn_of_partial_copy(card, len(by_identity))
+    everyone = card.statistics.get("identities")
+    if card.splits.get("rule") == "hashed" and isinstance(everyone, int) and len(by_identity) < everyone:
+        _warn_of_partial_copy(card.name, len(by_identity), everyone)
     # Split first: who is tested must not depend on how many photographs a protocol asks for.
     split = split_identities(card, list(by_identity))[settings.split]
     chosen = [identity for identity in split if len(by_identity[identity]) >= least]
@@ -116,14 +119,14 @@ def _identities(
     return sorted(chosen, key=natural_key)
 
 
-def _warn_of_partial_copy(card: DatasetCard, present: int) -> None:
-    everyone = card.statistics.get("identities")
-    if card.splits.get("rule") == "hashed" and isinstance(everyone, int) and present < everyone:
-        print(  # noqa: T201
-            f"bench: {present} of the {everyone} people of {card.name} are here. The split ranks those who are: people "
-            "of your test split may be training people of the whole set.",
-            file=sys.stderr,
-        )
+@cache
+def _warn_of_partial_copy(card: str, present: int, everyone: int) -> None:
+    """Says once per process what the split of an incomplete copy is worth."""
+    print(  # noqa: T201
+        f"bench: {present} of the {everyone} people of {card} are here. The split ranks those who are: people of your "
+        "test split may be training people of the whole set.",
+        file=sys.stderr,
+    )
 
 
 def _images(settings: DataSettings, identity: str, photos: list[Photo], aligner: PhotoAligner) -> list[ProtocolImage]:
