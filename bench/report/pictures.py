@@ -20,7 +20,7 @@ LOSSLESS_SIDE = 256
 LOSSY_QUALITY = 92
 # About so many pixels in one page, so that it opens at once on a phone.
 MOST_PIXELS = 8_000_000
-FEWEST_CASES, MOST_CASES = 8, 120
+FEWEST_CASES, MOST_CASES = 16, 120
 ENDS = (8, 6, 4, 3, 2, 1)
 
 
