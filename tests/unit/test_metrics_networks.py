@@ -314,7 +314,8 @@ def test_absent_weights_are_null_with_the_way_to_get_them(name: str, home: Path)
     batch = batch_of(1)
     value, reason = load_metric(name)().score_batch(batch)[0]
     assert value is None
-    assert reason and str(home) in reason and "Licence" in reason
+    # A package is asked for before its weights: openai-clip and facexlib come with `full` alone.
+    assert reason and (reason.startswith("needs the Python package") or (str(home) in reason and "Licence" in reason))
 
 
 @pytest.mark.parametrize("name", ["lpips_alex", "dists", "musiq", "clipiqa", "topiq_face", "degradation_angle"])
@@ -325,6 +326,8 @@ def test_a_file_of_other_weights_is_refused(name: str, put: Callable[[str, Any],
             put(own, {"something.else": torch.zeros(3)})
     value, reason = metric.score_batch(batch_of(1))[0]
     assert value is None
+    if reason and reason.startswith("needs the Python package"):
+        pytest.skip(reason)
     assert reason and "does not hold the weights" in reason
 
 
