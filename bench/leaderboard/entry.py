@@ -19,7 +19,7 @@ from bench.files import write_json
 from bench.leaderboard.schema import ENTRY_SCHEMA, SET_METRIC, validate
 from bench.paths import leaderboard_root, resource_root
 from bench.scores.statistics import identity_means
-from bench.scores.summary import read_summary
+from bench.scores.summary import public_reason, read_summary
 from bench.scores.table import read_table
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def entry_from_run(run_dir: Path, reported_by: str | None = None) -> dict[str, A
     entry["metrics"] = scored_metrics(scores, summary.get("metrics") or {}, str(run_dir))
     if set_metrics := summary.get("set_metrics"):
         entry["set_metrics"] = {
-            name: {key: metric[key] for key in SET_METRIC if key in metric} for name, metric in set_metrics.items()
+            name: {key: metric[key] for key in SET_METRIC if key in metric}
+            | {"reason": public_reason(metric.get("reason"))}
+            for name, metric in set_metrics.items()
         }
     validate(entry, f"entry of {run_dir}")
     return entry
@@ -108,7 +110,8 @@ def scored_metrics(scores: pd.DataFrame, summary: dict[str, Any], where: str) ->
             )
         found[name] = {
             **{key: metric.get(key) for key in ("identity", "title", "unit", "higher_is_better")},
-            **{key: metric.get(key) for key in ("mean", "low", "high", "interval", "n", "of", "identities", "reason")},
+            **{key: metric.get(key) for key in ("mean", "low", "high", "interval", "n", "of", "identities")},
+            "reason": public_reason(metric.get("reason")),
             "by_identity": {str(who): {"mean": float(mean), "n": counts[str(who)]} for who, mean in means.items()},
         }
     return found

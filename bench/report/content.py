@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import UsageError
 from bench.report.terminal import number, p_value
 from bench.scores.compare import compare_tables
-from bench.scores.summary import read_summary
+from bench.scores.summary import public_reason, read_summary
 from bench.scores.table import read_table
 
 if TYPE_CHECKING:
@@ -99,11 +99,12 @@ def heading(metric: dict[str, Any]) -> str:
 
 def brief(reason: str | None) -> str:
     """A reason short enough for a cell; the full text stands in the table of missing values."""
-    if not reason:
+    public = public_reason(reason)
+    if not public:
         return "not scored"
-    if found := re.match(r"Weights '([^']+)'", reason):
-        return f"weights missing: {found.group(1)}"
-    first = re.split(r"[:.;]\s|\n", reason.strip(), maxsplit=1)[0]
+    if public != reason or public.startswith("weights missing: "):
+        return public
+    first = re.split(r"[:.;]\s|\n", public.strip(), maxsplit=1)[0]
     return first if len(first) <= LONGEST_BRIEF else first[: LONGEST_BRIEF - 1].rstrip() + "…"
 
 

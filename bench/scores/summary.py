@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from bench.scores.statistics import Interval
 
 SUMMARY_SCHEMA = 1
+
+
+def public_reason(reason: str | None) -> str | None:
+    """A reason fit to be published: absent weights by name, without the folders of this machine."""
+    found = re.search(r"Weights '([^']+)'", reason or "")
+    return f"weights missing: {found.group(1)}" if found else reason
 
 
 def summarise(scores: pd.DataFrame, metrics: dict[str, type[Metric]], of: int | None = None) -> dict[str, Any]:

@@ -69,6 +69,20 @@ def test_entry_holds_what_paired_tests_need(tmp_path):
     assert json.loads(json.dumps(entry)) == entry
 
 
+def test_a_published_reason_names_no_folder_of_this_machine(tmp_path):
+    run = make_run(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    missing = "Weights 'fid_inception' (FID) are not here. Looked in: /home/somebody/weights/fid.pth. Do this: …"
+    summary["metrics"]["niqe"]["reason"] = missing
+    summary["set_metrics"] = {"kid": {**SET, "value": None, "low": None, "high": None, "reason": missing}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    entry = entry_from_run(run)
+    assert (
+        entry["metrics"]["niqe"]["reason"] == entry["set_metrics"]["kid"]["reason"] == "weights missing: fid_inception"
+    )
+    assert "/home/somebody" not in json.dumps(entry)
+
+
 def test_edited_summary_is_refused(tmp_path):
     run = make_run(tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text())

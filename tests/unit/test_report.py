@@ -217,6 +217,7 @@ def test_scores_of_the_whole_set_and_planted_marks(tmp_path):
 
 def test_reasons_in_cells_are_short():
     assert brief("Weights 'musiq' (MUSIQ) are not here. Looked in: /w") == "weights missing: musiq"
+    assert brief("weights missing: musiq") == "weights missing: musiq"
     assert (
         brief("NIQE needs at least 192 px, these have 128: its covariance")
         == "NIQE needs at least 192 px, these have 128"
