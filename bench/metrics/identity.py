@@ -26,6 +26,7 @@ _TRUTH_POINTS = "crops by the ground truth's landmarks"
 
 class _Judged(Metric):
     higher_is_better: ClassVar[bool | None] = True
+    limits: ClassVar[tuple[float | None, float | None]] = (-1.0, 1.0)
     licence: ClassVar[str] = _JUDGE_LICENCE
     cost: ClassVar[Cost] = "medium"
 
@@ -119,6 +120,7 @@ class IdentityDetected(_Judged):
 
 class _SFace(Metric):
     higher_is_better: ClassVar[bool | None] = True
+    limits: ClassVar[tuple[float | None, float | None]] = (-1.0, 1.0)
     licence = "Apache-2.0"
     cost: ClassVar[Cost] = "low"
 

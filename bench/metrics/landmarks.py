@@ -21,6 +21,7 @@ FAILURE_SHARE = 0.25
 
 
 class _Detected(Metric):
+    limits: ClassVar[tuple[float | None, float | None]] = (0.0, None)
     licence: ClassVar[str] = "MIT (YuNet)"
     cost: ClassVar[Cost] = "low"
     how: ClassVar[str]
@@ -86,6 +87,7 @@ class DetectionRate(_Detected):
     name = "detected"
     title = "Detected"
     higher_is_better: ClassVar[bool | None] = True
+    limits: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
     needs = ()
     how = "1 if found"
 

@@ -21,6 +21,7 @@ NO_FACE_IN_TRUTH = "no face detected in the ground truth"
 
 class _Landmarks68(Metric):
     higher_is_better: ClassVar[bool | None] = False
+    limits: ClassVar[tuple[float | None, float | None]] = (0.0, None)
     cost: ClassVar[Cost] = "medium"
     squared: ClassVar[bool]
 

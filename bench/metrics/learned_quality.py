@@ -119,6 +119,7 @@ class ClipIqa(_Learned):
 
     name = "clipiqa"
     title = "CLIP-IQA"
+    limits: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
     licence = f"{_PYIQA}; MIT (CLIP)"
     packages = (("pyiqa", "pyiqa"), ("openai-clip", "clip"))
     weights = ("clip_rn50",)

@@ -146,6 +146,7 @@ def marks_found(
 
 
 class _PlantedDetail(Metric):
+    limits: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
     licence: ClassVar[str] = "Apache-2.0 (own)"
     needs = ("truth", "references", "landmarks")
     variant: ClassVar[str]

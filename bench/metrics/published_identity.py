@@ -23,6 +23,7 @@ GREY_SIDE = 128
 
 class _Buffalo(Metric):
     higher_is_better: ClassVar[bool | None] = True
+    limits: ClassVar[tuple[float | None, float | None]] = (-1.0, 1.0)
     licence: ClassVar[str] = "MIT (insightface, onnxruntime); weights: non-commercial research only"
     cost: ClassVar[Cost] = "high"
 
@@ -109,6 +110,7 @@ class DegradationAngle(NetworkMetric):
     title = "Deg."
     unit = "°"
     higher_is_better: ClassVar[bool | None] = False
+    limits: ClassVar[tuple[float | None, float | None]] = (0.0, 180.0)
     licence = "Apache-2.0; weights: none stated (arcface-pytorch)"
     cost: ClassVar[Cost] = "medium"
     packages = ()
