@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from bench.batch import FaceBatch
 from bench.degradation.pipeline import replay
-from bench.errors import UsageError, unknown_name
+from bench.errors import MissingError, UsageError, unknown_name
 from bench.method import MethodSpec, RestorationMethod
 from bench.seeds import derive_seed
+from bench.weights.method_weights import read_weights, weights_path
 from methods.blocks.stylegan2 import StyleGAN2Discriminator
 from methods.refine import losses
 from methods.refine.distances import AlignedFaceDistance
@@ -138,7 +139,23 @@ class ReFine(RestorationMethod):
 
             state = torch.load(catalogue.locate(settings["prior"]), weights_only=True)["params_ema"]
             self.networks.network.prior.load_state_dict(state)
+        if source := settings["training"]["landmarks_from"]:
+            self._take_over_landmarks(source)
         self.averaged = copy.deepcopy(self.networks).requires_grad_(False)
+
+    def _take_over_landmarks(self, source: str) -> None:
+        """Loads the landmark network of trained weights and freezes it: trainings may then differ in the rest alone."""
+        path = weights_path(self.spec.name, self.size or "demo", None if source == "shipped" else source)
+        if path is None:
+            raise MissingError(f"method.training.landmarks_from=shipped: no weights of refine@{self.size} are here.")
+        state, _ = read_weights(path)
+        prefix = "landmarks."
+        found = {name.removeprefix(prefix): value.float() for name, value in state.items() if name.startswith(prefix)}
+        wanted = self.networks.landmarks.state_dict()
+        if {name: value.shape for name, value in found.items()} != {n: v.shape for n, v in wanted.items()}:
+            raise UsageError(f"method.training.landmarks_from={source}: {path} holds no landmark network of ReFine.")
+        self.networks.landmarks.load_state_dict(found)
+        self.networks.landmarks.requires_grad_(False)
 
     def configure_optimizers(self) -> Any:
         """Adam for the networks (two learning rates) and Adam for the discriminator."""
@@ -193,6 +210,8 @@ class ReFine(RestorationMethod):
     def _landmarks_alone_from(self) -> int:
         """Batch from which on only the landmark network learns: it is small and needs more of them."""
         training = self.settings["training"]
+        if training["landmarks_from"]:
+            return int(training["max_steps"])
         return min(training["max_steps"], training.get("landmarks_alone_from") or training["max_steps"])
 
     def _landmark_step(self, batch: FaceBatch, generator: Any, discriminator: Any) -> None:
@@ -267,7 +286,8 @@ class ReFine(RestorationMethod):
                 self.discriminator(restored)
             )
             self.discriminator.requires_grad_(True)
-        if self.batches_done % self.settings["landmark_every"] == 0:
+        trained = not self.settings["training"]["landmarks_from"]
+        if trained and self.batches_done % self.settings["landmark_every"] == 0:
             terms["landmarks"] = self._landmark_term(batch)
         return restored, terms
 

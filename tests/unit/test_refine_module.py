@@ -8,14 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.batch import FaceBatch
 from bench.config import compose, method_settings
 from bench.data.training import TrainingPairs, TrainingSettings
+from bench.errors import UsageError
 from bench.protocol.protocol import DataSettings
+from bench.weights.method_weights import read_weights
+from methods.refine import module
 from methods.refine.module import ReFine, pose
 
+SHIPPED = Path(module.__file__ or "").parent / "weights" / "demo.safetensors"
 KEYS = Path(__file__).parents[1] / "parity" / "keys_stylegan2_512_basicsr_cmul1.json"
 
 
@@ -122,6 +127,28 @@ def test_every_ablation_trains(words: list[str], absent: str | None, orl_root: P
     method.training_step(training_batch(128, 2), 0)
     assert absent not in logged[0]
     assert all(torch.isfinite(torch.tensor(value)) for value in logged[0].values())
+
+
+def test_a_landmark_network_taken_over_stays_as_it_is(orl_root: Path, tmp_path: Path) -> None:
+    small = ["method.network.narrow=0.0625", "method.network.style_dim=16", "method.discriminator.narrow=0.0625"]
+    method = ReFine(settings("demo", *small, "method.training.landmarks_from=shipped") | {"size": "demo"})
+    method.prepare_training()
+    shipped = read_weights(SHIPPED)[0]
+    logged = trainable(method)
+    before = method.networks.network.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    method.training_step(training_batch(128, 2), 0)
+    assert "train/landmarks" not in logged[0]
+    assert any(not torch.equal(before[name], value) for name, value in method.networks.network.state_dict().items())
+    for name, value in method.weights_state().items():
+        if name.startswith("landmarks."):
+            assert torch.equal(value, shipped[name].float()), name
+
+    other = tmp_path / "other.safetensors"
+    save_file({"landmarks.weight": torch.zeros(2)}, other)
+    method = ReFine(settings("demo", *small, f"method.training.landmarks_from={other}") | {"size": "demo"})
+    with pytest.raises(UsageError, match="holds no landmark network"):
+        method.prepare_training()
 
 
 def test_pose_ignores_place_and_scale() -> None:
