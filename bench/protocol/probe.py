@@ -24,6 +24,8 @@ VERSION = 1
 BOTH, REFERENCE = "both", "reference"
 VARIANTS = (BOTH, REFERENCE)
 SEPARATOR = "@"
+# What a protocol with planted marks is for: these are scored whatever else is.
+METRICS = ("mark_recall", "mark_false_copy")
 
 # Five points and sites of a face of 128 px; the points are those of the template `orl_tight`.
 TEMPLATE_SIDE = 128

@@ -164,8 +164,9 @@ def _method(config: dict[str, Any], found: dict[str, Any]) -> str:
 
 def _metrics(config: dict[str, Any]) -> str:
     from bench.registry import load_metric
+    from bench.runs.plan import metric_names
 
-    names = config["metrics"]["names"]
+    names = metric_names(config)
     reasons = {name: reason for name in names if (reason := load_metric(name)().unavailable())}
     if reasons:
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

@@ -19,6 +19,7 @@ from bench.paths import runs_root
 from bench.protocol.card import data_root, load_card
 from bench.protocol.freeze import load_protocol, require_images
 from bench.protocol.pictures import ProtocolPictures
+from bench.protocol.probe import METRICS as PROBE_METRICS
 from bench.protocol.protocol import DataSettings, Protocol
 from bench.registry import load_method, load_metric
 from bench.weights.method_weights import read_weights, weights_path
@@ -135,6 +136,12 @@ def _check_architecture(method: RestorationMethod, metadata: dict[str, str], pat
             )
 
 
+def metric_names(config: dict[str, Any]) -> list[str]:
+    """The metrics of a run: those of the configuration, and a probe's own."""
+    names = list(config["metrics"]["names"])
+    return names if config["data"].get("probe") is None else list(dict.fromkeys([*names, *PROBE_METRICS]))
+
+
 def plan(config: dict[str, Any]) -> RunPlan:
     """Composes, checks and writes down what a run is about to do.
 
@@ -144,7 +151,7 @@ def plan(config: dict[str, Any]) -> RunPlan:
     """
     if config["overwrite"] not in OVERWRITE:
         raise unknown_name("value of overwrite", str(config["overwrite"]), OVERWRITE)
-    metrics = list(config["metrics"]["names"])
+    metrics = metric_names(config)
     for name in metrics:
         load_metric(name)
     settings = DataSettings(**config["data"])

@@ -29,6 +29,7 @@ from bench.protocol.probe import (
 )
 from bench.protocol.protocol import DataSettings, Protocol, ProtocolImage, ProtocolMismatchError, ProtocolPhoto
 from bench.protocol.selection import plan_images
+from bench.runs.plan import metric_names
 
 POINTS = np.array(TEMPLATE_POINTS)
 
@@ -260,3 +261,9 @@ def test_training_marks_are_off_by_default_and_then_draw_nothing() -> None:
     for _ in range(6):
         other.uniform(0, 0)
     assert rng.random() == other.random()
+
+
+def test_a_probe_scores_its_own_metrics_whatever_else_is_scored() -> None:
+    words = ["method=input", "data=orl_heavy_ci", "metrics.names=[mark_false_copy,psnr_y]"]
+    assert metric_names(compose("run", words)) == ["mark_false_copy", "psnr_y"]
+    assert metric_names(compose("run", [*words, "probe=marks"])) == ["mark_false_copy", "psnr_y", "mark_recall"]
