@@ -1,0 +1,208 @@
+"""Decoupled cross-attention with LoRA, for the attention layers of a stock diffusers UNet.
+
+Source: RestorerID (arXiv 2411.14125), Eq. 2, after IP-Adapter:
+Z = Attention(Q, K_text, V_text) + lambda * Attention(Q, K_id, V_id). The released model is FaceID-Plus,
+which adds LoRA (rank 128, scale 1) on query, key, value and output of both self- and cross-attention.
+
+diffusers' `IPAdapterAttnProcessor2_0` knows one lambda for the whole batch, fixed in the module, and its
+LoRA goes through peft; here lambda is one number per picture of a call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.errors import UsageError
+from methods.blocks.adapted_unet import AdapterSet, AttentionSite, Conditions, repeat_to_batch
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+Start = Literal["zero", "text"]
+
+
+class LowRankDelta(nn.Module):
+    """x -> up(down(x)), added to a linear layer; zero at the start (Hu et al. 2021).
+
+    Args:
+        inputs: Width of the input.
+        outputs: Width of the output.
+        rank: Width between.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(inputs, rank, bias=False)
+        self.up = nn.Linear(rank, outputs, bias=False)
+        nn.init.normal_(self.down.weight, std=1 / rank)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., inputs) to (..., outputs)."""
+        return cast(Tensor, self.up(self.down(x)))
+
+
+class IdentityAttention(nn.Module):
+    """Attention with LoRA and, in cross-attention, identity tokens beside the text's.
+
+    New weights change nothing: the LoRA starts at zero, and so does the identity's value layer.
+
+    Args:
+        site: The attention layer it is for.
+        identity_width: Width of the identity tokens; None for a layer without them.
+        rank: Rank of the LoRA; 0 for none.
+    """
+
+    def __init__(self, site: AttentionSite, identity_width: int | None, rank: int = 128) -> None:
+        super().__init__()
+        self.lora = nn.ModuleDict()
+        widths = {
+            "q": (site.channels, site.inner_channels),
+            "k": (site.context_channels, site.inner_channels),
+            "v": (site.context_channels, site.inner_channels),
+            "out": (site.inner_channels, site.channels),
+        }
+        for name, (inputs, outputs) in widths.items() if rank else ():
+            self.lora[name] = LowRankDelta(inputs, outputs, rank)
+        self.takes_identity = identity_width is not None
+        if identity_width is not None:
+            self.identity_key = nn.Linear(identity_width, site.inner_channels, bias=False)
+            self.identity_value = nn.Linear(identity_width, site.inner_channels, bias=False)
+            nn.init.zeros_(self.identity_value.weight)
+        self._merged: dict[str, Tensor] = {}
+
+    def forward(
+        self,
+        attention: Attention,
+        hidden_states: Tensor,
+        context: Tensor | None,
+        attention_mask: Tensor | None,
+        conditions: Conditions,
+    ) -> Tensor:
+        """Attends.
+
+        Args:
+            attention: The layer it serves.
+            hidden_states: (B, L, channels).
+            context: Text tokens, (B, T, context width), or None for self-attention.
+            attention_mask: Mask over the text tokens as diffusers prepares it, or None.
+            conditions: `identity_tokens`, (B', N, identity_width): without them, or with None, the text alone
+                is attended to. `identity_scale`: weight lambda of the identity, one number or (B',); 1 if
+                absent. B is B' or a multiple of it.
+
+        Returns:
+            (B, L, channels).
+        """
+        layers = _layers(attention)
+        tokens = hidden_states if context is None else context
+        query = _split(attention, self._project("q", layers["q"], hidden_states))
+        key = _split(attention, self._project("k", layers["k"], tokens))
+        value = _split(attention, self._project("v", layers["v"], tokens))
+        if attention_mask is not None:
+            attention_mask = attention.prepare_attention_mask(attention_mask, tokens.shape[1], tokens.shape[0])
+            attention_mask = attention_mask.view(tokens.shape[0], attention.heads, -1, attention_mask.shape[-1])
+        attended = _join(F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask))
+        identity_tokens = conditions.get("identity_tokens") if self.takes_identity else None
+        if identity_tokens is not None:
+            identity_tokens = repeat_to_batch(identity_tokens, hidden_states.shape[0]).to(hidden_states.dtype)
+            key = _split(attention, self.identity_key(identity_tokens))
+            value = _split(attention, self.identity_value(identity_tokens))
+            scale = _scale(conditions.get("identity_scale"), attended)
+            attended = attended + scale * _join(F.scaled_dot_product_attention(query, key, value))
+        attended = attention.to_out[1](self._project("out", layers["out"], attended))
+        if attention.residual_connection:
+            attended = attended + hidden_states
+        return cast(Tensor, attended / attention.rescale_output_factor)
+
+    @torch.no_grad()
+    def merge_lora(self, attention: Attention) -> None:
+        """Adds the LoRA to copies of the layer's weights, for inference: two products fewer per projection.
+
+        The layer's own weights stay as they are; `unmerge_lora` and `train()` drop the copies. To be called
+        again after the weights have changed, been loaded or moved to another device.
+
+        Args:
+            attention: The layer it serves.
+        """
+        for name, layer in _layers(attention).items() if self.lora else ():
+            delta = cast(LowRankDelta, self.lora[name])
+            self._merged[name] = layer.weight + (delta.up.weight @ delta.down.weight).to(layer.weight)
+
+    def unmerge_lora(self) -> None:
+        """Undoes `merge_lora`."""
+        self._merged.clear()
+
+    def train(self, mode: bool = True) -> IdentityAttention:
+        """Sets the mode; training never uses merged weights."""
+        if mode:
+            self.unmerge_lora()
+        return super().train(mode)
+
+    def _project(self, name: str, layer: nn.Linear, x: Tensor) -> Tensor:
+        if name in self._merged:
+            return F.linear(x, self._merged[name], layer.bias)
+        projected = cast(Tensor, layer(x))
+        return projected + self.lora[name](x) if self.lora else projected
+
+
+def identity_attention_adapters(
+    unet: UNet2DConditionModel, identity_width: int | None = None, rank: int = 128, start: Start = "zero"
+) -> AdapterSet:
+    """Identity attention for every attention layer of a UNet; attach with `AdaptedUNet.attach("identity", ...)`.
+
+    Args:
+        unet: The UNet it is for.
+        identity_width: Width of the identity tokens; that of the UNet's context by default.
+        rank: Rank of the LoRA on q, k, v and output of self- and cross-attention; 0 for none, and then
+            self-attention stays as it is.
+        start: "zero" leaves the UNet bit by bit as it is; "text" starts the identity's key and value layers
+            as copies of the text's, as IP-Adapter's training does.
+
+    Raises:
+        UsageError: `start` is "text" and the tokens are not as wide as the context.
+    """
+
+    def build(site: AttentionSite) -> nn.Module | None:
+        if not site.is_cross:
+            return IdentityAttention(site, None, rank) if rank else None
+        width = identity_width or site.context_channels
+        adapter = IdentityAttention(site, width, rank)
+        attention = cast("Attention", unet.get_submodule(site.name))
+        if width == site.context_channels:
+            adapter.identity_key.load_state_dict({"weight": attention.to_k.weight.detach()})
+        if start == "text":
+            if width != site.context_channels:
+                raise UsageError(f"start=text needs identity tokens as wide as the context ({site.context_channels}).")
+            adapter.identity_value.load_state_dict({"weight": attention.to_v.weight.detach()})
+        return adapter
+
+    return AdapterSet.for_attention(unet, build)
+
+
+def merge_identity_lora(unet: UNet2DConditionModel, adapters: AdapterSet) -> None:
+    """`IdentityAttention.merge_lora` at every site of a set."""
+    for site, adapter in adapters.items():
+        cast(IdentityAttention, adapter).merge_lora(cast("Attention", unet.get_submodule(site)))
+
+
+def _layers(attention: Any) -> dict[str, nn.Linear]:
+    return {"q": attention.to_q, "k": attention.to_k, "v": attention.to_v, "out": attention.to_out[0]}
+
+
+def _split(attention: Attention, x: Tensor) -> Tensor:
+    return x.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+
+
+def _join(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+def _scale(scale: Tensor | float | None, features: Tensor) -> Tensor | float:
+    if isinstance(scale, Tensor) and scale.dim():
+        return repeat_to_batch(scale.to(features), features.shape[0]).view(-1, 1, 1)
+    return 1.0 if scale is None else scale
