@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.runs.check import Check
 
 EXAMPLES = """examples:
   bench check method=refine data=orl_heavy
@@ -22,10 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Checks; returns the exit code of the first error."""
     from dataclasses import asdict
 
-    from bench.runs.check import check_run
-
     outcomes = []
-    for outcome in check_run(arguments.overrides):
+    for outcome in _checks(arguments.overrides):
         outcomes.append(outcome)
         if not arguments.json:
             print(f"{outcome.state:<8} {outcome.name:<14} {outcome.message}", flush=True)
@@ -37,3 +41,40 @@ def run(arguments: argparse.Namespace) -> int:
             json.dumps({"exit_code": code, "checks": [asdict(one) for one in outcomes]}, indent=2, ensure_ascii=False)
         )
     return code
+
+
+def _checks(words: list[str]) -> Iterator[Check]:
+    """The checks of a run, that of the metrics of whole sets after that of the metrics of pictures."""
+    from bench.runs.check import check_run
+
+    for outcome in check_run(words):
+        yield outcome
+        if outcome.name == "metrics":
+            yield _set_metrics(words)
+
+
+def _set_metrics(words: list[str]) -> Check:
+    """Which of FID and KID the run would have, and what brings the others."""
+    from bench.config import compose
+    from bench.errors import BenchError, UsageError
+    from bench.registry import load_set_metric, set_metric_classes
+    from bench.runs.check import Check
+
+    try:
+        names = compose("run", words)["metrics"].get("sets")
+        if not isinstance(names, list | None):
+            raise UsageError(f"metrics.sets must be a list in brackets, such as [kid_gt], got {names!r}.")
+        metrics = [load_set_metric(name)() for name in (set_metric_classes() if names is None else names)]
+    except BenchError as error:
+        return Check("set metrics", "error", str(error), error.exit_code)
+    if not metrics:
+        return Check("set metrics", "ok", "none wanted (metrics.sets=[])")
+    reasons: dict[str, list[str]] = {}
+    for metric in metrics:
+        if reason := metric.unavailable():
+            reasons.setdefault(" ".join(reason.split()), []).append(metric.name)
+    if not reasons:
+        return Check("set metrics", "ok", f"all {len(metrics)} available: {', '.join(own.name for own in metrics)}")
+    lacking = sum(len(own) for own in reasons.values())
+    listed = "; ".join(f"{', '.join(own)}: {reason}" for reason, own in reasons.items())
+    return Check("set metrics", "warning", f"{lacking} of {len(metrics)} will be null ({listed})")

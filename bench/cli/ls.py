@@ -1,8 +1,9 @@
-"""List methods, data sets, metrics, degradations and weights, and whether they are here."""
+"""List methods, data sets, metrics, degradations, papers and weights, and whether they are here."""
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   bench ls
   bench ls methods
-  bench ls data --json"""
+  bench ls data --json
+  bench ls papers"""
 
-SECTIONS = ("methods", "data", "metrics", "degradations", "weights")
+SECTIONS = ("methods", "data", "metrics", "degradations", "papers", "weights")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,20 +114,34 @@ def _data() -> list[dict[str, Any]]:
 
 
 def _metrics() -> list[dict[str, Any]]:
-    from bench.registry import metric_classes
+    """Metrics of single pictures, then those of whole sets; `weights` by name where a metric names its own."""
+    from bench.registry import metric_classes, set_metric_classes
 
     better = {True: "higher", False: "lower", None: None}
+    classes: list[tuple[str, Any, str]] = [(name, metric, "picture") for name, metric in metric_classes().items()]
+    classes += [(name, metric, "set") for name, metric in set_metric_classes().items()]
     return [
         {
             "name": name,
             "title": metric.title,
             "better": better[metric.higher_is_better],
             "unit": metric.unit or None,
-            "cost": metric.cost,
+            "cost": getattr(metric, "cost", None),
+            "of": of,
+            "weights": _own_weights(metric),
             "licence": metric.licence,
         }
-        for name, metric in metric_classes().items()
+        for name, metric, of in classes
     ]
+
+
+def _own_weights(metric: type[Any]) -> dict[str, bool] | None:
+    """Which of a metric's weights are here; None where it does not say which it needs."""
+    from bench.weights.catalogue import entries
+
+    names = getattr(metric, "weights", None)
+    known = entries()
+    return None if names is None else {name: name in known and _weights_file(known[name]) is not None for name in names}
 
 
 def _degradations() -> list[dict[str, Any]]:
@@ -157,6 +173,28 @@ def _step(step: dict[str, Any]) -> str:
     return " ".join([str(step.get("operator", "nothing")), *ranges])
 
 
+def _papers() -> list[dict[str, Any]]:
+    """The papers' tables: how many rows `bench reproduce` knows, and the methods whose rows can run here now."""
+    from bench.leaderboard.papers import load_table, table_ids
+    from bench.leaderboard.reproduce import _state
+
+    rows = []
+    for name in table_ids():
+        table = load_table(name)
+        states = [(method, _state(row, data)[0]) for method, row in table.rows.items() for data in table.data.values()]
+        lacking = Counter(state for _, state in states if state != "can run")
+        rows.append(
+            {
+                "name": name,
+                "title": table.title,
+                "rows": len(states),
+                "can run": ", ".join(dict.fromkeys(method for method, state in states if state == "can run")) or None,
+                "otherwise": ", ".join(f"{count} {state}" for state, count in lacking.items()) or None,
+            }
+        )
+    return rows
+
+
 def _weights() -> list[dict[str, Any]]:
     from bench.weights.catalogue import entries
 
@@ -184,5 +222,6 @@ _LISTERS = {
     "data": _data,
     "metrics": _metrics,
     "degradations": _degradations,
+    "papers": _papers,
     "weights": _weights,
 }

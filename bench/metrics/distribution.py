@@ -277,6 +277,7 @@ class GroupedKernels:
 
 class _Distribution(SetMetric):
     higher_is_better: ClassVar[bool | None] = False
+    weights: ClassVar[tuple[str, ...]] = (INCEPTION_WEIGHTS,)
 
     @property
     def network(self) -> FeatureNetwork:
@@ -315,6 +316,7 @@ class FidFfhq(_Distribution):
     name = "fid_ffhq"
     title = "FID (FFHQ)"
     licence = f"Apache-2.0; {_NETWORK_LICENCE}; statistics of FFHQ: not recorded"
+    weights = (INCEPTION_WEIGHTS, FFHQ_STATISTICS)
     needs = ()
     limits = (0.0, None)
     smallest = FID_SMALLEST

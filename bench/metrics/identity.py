@@ -28,6 +28,7 @@ class _Judged(Metric):
     higher_is_better: ClassVar[bool | None] = True
     limits: ClassVar[tuple[float | None, float | None]] = (-1.0, 1.0)
     licence: ClassVar[str] = _JUDGE_LICENCE
+    weights: ClassVar[tuple[str, ...]] = ("dlib_resnet",)
     cost: ClassVar[Cost] = "medium"
 
     def unavailable(self) -> str | None:
@@ -86,6 +87,7 @@ class IdentityDetected(_Judged):
     name = "id_detected"
     title = "ID (own detection)"
     licence = f"{_JUDGE_LICENCE}; MIT (YuNet)"
+    weights = ("dlib_resnet", "yunet")
     needs = ("truth", "landmarks")
 
     @property
@@ -122,6 +124,7 @@ class _SFace(Metric):
     higher_is_better: ClassVar[bool | None] = True
     limits: ClassVar[tuple[float | None, float | None]] = (-1.0, 1.0)
     licence = "Apache-2.0"
+    weights: ClassVar[tuple[str, ...]] = ("sface",)
     cost: ClassVar[Cost] = "low"
 
     def unavailable(self) -> str | None:

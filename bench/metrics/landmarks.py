@@ -23,6 +23,7 @@ FAILURE_SHARE = 0.25
 class _Detected(Metric):
     limits: ClassVar[tuple[float | None, float | None]] = (0.0, None)
     licence: ClassVar[str] = "MIT (YuNet)"
+    weights: ClassVar[tuple[str, ...]] = ("yunet",)
     cost: ClassVar[Cost] = "low"
     how: ClassVar[str]
 

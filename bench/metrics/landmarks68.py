@@ -53,6 +53,7 @@ class _Landmarks68(Metric):
 
 class _Farl(_Landmarks68):
     licence: ClassVar[str] = "MIT (pyfacer, RetinaFace); MIT (FaRL), trained on iBUG 300-W: non-commercial"
+    weights: ClassVar[tuple[str, ...]] = ("retinaface_mobilenet", "farl_ibug300w")
     needs = ("truth",)
     cost: ClassVar[Cost] = "high"
 
@@ -98,6 +99,7 @@ class LmdFarl(_Farl):
 
 class _Dlib(_Landmarks68):
     licence: ClassVar[str] = "BSL-1.0 (dlib); CC0-1.0 (weights), trained on iBUG 300-W: non-commercial; MIT (YuNet)"
+    weights: ClassVar[tuple[str, ...]] = ("dlib_68_points", "yunet")
     needs = ("truth", "landmarks")
     cost: ClassVar[Cost] = "low"
 

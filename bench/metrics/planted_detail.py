@@ -148,6 +148,7 @@ def marks_found(
 class _PlantedDetail(Metric):
     limits: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
     licence: ClassVar[str] = "Apache-2.0 (own)"
+    weights: ClassVar[tuple[str, ...]] = ()
     needs = ("truth", "references", "landmarks")
     variant: ClassVar[str]
     counted: ClassVar[str]

@@ -25,6 +25,7 @@ class _Buffalo(Metric):
     higher_is_better: ClassVar[bool | None] = True
     limits: ClassVar[tuple[float | None, float | None]] = (-1.0, 1.0)
     licence: ClassVar[str] = "MIT (insightface, onnxruntime); weights: non-commercial research only"
+    weights: ClassVar[tuple[str, ...]] = ("arcface_w600k_r50",)
     cost: ClassVar[Cost] = "high"
 
     @property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     import numpy as np
 
-    from bench.metrics.metric import Need
+    from bench.metrics.metric import Cost, Need
 
 FID_SMALLEST = 2048
 
@@ -90,6 +90,8 @@ class SetMetric:
         higher_is_better: Direction.
         unit: Unit, or "" for a bare number.
         licence: Licence of the implementation and of its weights, joined by "; ".
+        cost: What one picture takes, as of `bench.metrics.metric.Metric`; the comparison of the vectors comes once.
+        weights: Names in the weights catalogue of what it needs.
         needs: What the pictures must come with.
         limits: Smallest and largest possible value; None for no limit.
         smallest: Smallest number of pictures it is shown for (see `shown_on_boards`).
@@ -100,6 +102,8 @@ class SetMetric:
     higher_is_better: ClassVar[bool | None] = False
     unit: ClassVar[str] = ""
     licence: ClassVar[str]
+    cost: ClassVar[Cost] = "medium"
+    weights: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[Need, ...]] = ("truth",)
     limits: ClassVar[tuple[float | None, float | None]] = (None, None)
     smallest: ClassVar[int] = 2

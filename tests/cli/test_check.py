@@ -12,6 +12,8 @@ import pytest
 
 from bench.cli.main import main
 from bench.registry import load_metric
+from bench.weights import catalogue
+from bench.weights.catalogue import entry
 
 
 def _check(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -26,8 +28,8 @@ def test_a_run_that_would_work(capsys: pytest.CaptureFixture[str], orl_root: Pat
     code, checks = _check(capsys, "method=input", "data=orl_heavy_ci")
     assert code == 0
     assert list(checks) == [
-        "packages", "configuration", "trainer", "data", "protocol", "method", "metrics", "run folder", "disk", "memory",
-        "mlflow",
+        "packages", "configuration", "trainer", "data", "protocol", "method", "metrics", "set metrics", "run folder",
+        "disk", "memory", "mlflow",
     ]  # fmt: skip
     assert "error" not in {check["state"] for check in checks.values()}
     assert "12 pictures" in checks["protocol"]["message"]
@@ -38,7 +40,7 @@ def test_a_run_that_would_work(capsys: pytest.CaptureFixture[str], orl_root: Pat
 def test_a_line_for_each_check(capsys: pytest.CaptureFixture[str], orl_root: Path) -> None:
     assert main(["check", "method=input", "data=orl_heavy_ci"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 11
+    assert len(lines) == 12
     assert all(line.split()[0] in ("ok", "warning") for line in lines)
 
 
@@ -53,6 +55,8 @@ def test_a_line_for_each_check(capsys: pytest.CaptureFixture[str], orl_root: Pat
         (["method=refine", "size=papr"], 2, "method", "Did you mean 'paper'"),
         (["method=input", "trainer.accelerator=tpux"], 2, "trainer", "not known"),
         (["method=input", "metrics.names=[idd]"], 2, "metrics", "Did you mean 'id'"),
+        (["method=input", "metrics.sets=[kid]"], 2, "set metrics", "Did you mean 'kid_gt'"),
+        (["method=input", "metrics.sets=kid_gt"], 2, "set metrics", "such as [kid_gt]"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -84,6 +88,17 @@ def test_an_absent_metric_is_a_warning(
     assert code == 0
     assert checks["metrics"]["state"] == "warning"
     assert "niqe: needs the Python package nothing" in checks["metrics"]["message"]
+
+
+def test_absent_weights_of_set_metrics_are_named_with_what_brings_them(
+    capsys: pytest.CaptureFixture[str], orl_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "places", lambda wanted: [])
+    check = _check(capsys, "method=input", "data=orl_heavy_ci")[1]["set metrics"]
+    assert check["state"] == "warning"
+    assert check["message"].startswith("3 of 3 will be null (fid_gt, fid_ffhq, kid_gt: Weights 'fid_inception'")
+    assert entry("fid_inception").url in check["message"]
+    assert _check(capsys, "method=input", "data=orl_heavy_ci", "metrics.sets=[]")[1]["set metrics"]["state"] == "ok"
 
 
 def test_run_folders_of_others_are_refused(capsys: pytest.CaptureFixture[str], orl_root: Path, tmp_path: Path) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from bench.cli.main import main
+from bench.leaderboard.papers import load_table, table_ids
+from bench.leaderboard.reproduce import _missing_data, reproduce
+from bench.weights.catalogue import entries, entry, places
 
 HEAVY = {"torch", "lightning", "hydra", "omegaconf", "mlflow", "pandas", "pyarrow", "cv2", "numpy", "PIL", "scipy"}
 PROGRAM = """
@@ -35,7 +39,7 @@ def _listed(capsys: pytest.CaptureFixture[str], section: str) -> dict[str, dict[
         ["--help"],
         ["ls"],
         ["ls", "--json"],
-        *(["ls", name] for name in ("methods", "data", "metrics", "degradations", "weights")),
+        *(["ls", name] for name in ("methods", "data", "metrics", "degradations", "papers", "weights")),
     ],
     ids=" ".join,
 )
@@ -75,10 +79,52 @@ def test_metrics_weights_and_degradations(capsys: pytest.CaptureFixture[str]) ->
     assert "gaussian_blur 8-16" in str(degradations["heavy"]["steps"])
 
 
+def test_metrics_of_whole_sets_are_listed_with_their_weights(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_HOME", str(tmp_path))
+    metrics = _listed(capsys, "metrics")
+    sets = {name for name, row in metrics.items() if row["of"] == "set"}
+    assert sets == {"fid_gt", "fid_ffhq", "kid_gt"}
+    assert {metrics[name]["cost"] for name in sets} == {"medium"}
+    assert metrics["fid_ffhq"]["weights"] == {"fid_inception": False, "fid_ffhq_statistics": False}
+    (file,) = (path.name for path in places(entry("fid_inception")))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / file).write_bytes(b"only looked for, not read")
+    assert _listed(capsys, "metrics")["kid_gt"]["weights"] == {"fid_inception": True}
+
+
+def test_weights_that_metrics_name_are_in_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
+    named = {name for row in _listed(capsys, "metrics").values() for name in row["weights"] or ()}  # type: ignore[attr-defined]
+    assert {"dlib_resnet", "yunet", "sface", "fid_inception"} <= named <= set(entries())
+
+
+def test_papers_say_what_can_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_HOME", str(tmp_path))
+    _missing_data.cache_clear()
+    papers = _listed(capsys, "papers")
+    assert list(papers) == table_ids()
+    assert papers["refine/table1"]["title"] == load_table("refine/table1").title
+    assert papers["refine/table1"]["can run"] is None
+    for name, row in papers.items():
+        shown = reproduce(load_table(name)).rows
+        runnable = {one.method for one in shown if one.state == "can run"}
+        assert runnable <= set(str(row["can run"] or "").split(", "))
+
+    (tmp_path / "data" / "casia_webface").mkdir(parents=True)
+    _missing_data.cache_clear()
+    row = _listed(capsys, "papers")["refine/table1"]
+    assert "refine" in str(row["can run"]).split(", ")
+    _missing_data.cache_clear()
+
+
 def test_the_table_holds_every_section_and_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls"]) == 0
     text = capsys.readouterr().out
-    for word in ("methods:", "data:", "metrics:", "degradations:", "weights:", "refine", "orl_light", "haarpsi"):
+    sections = ("methods:", "data:", "metrics:", "degradations:", "papers:", "weights:")
+    for word in (*sections, "refine", "orl_light", "haarpsi", "kid_gt", "refine/table1"):
         assert word in text
 
 
