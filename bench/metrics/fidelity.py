@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from bench.metrics.common import scores, version
+from bench.metrics.common import correlate, scores, version
 from bench.metrics.metric import Cost, Metric, Score, ScoringBatch
 
 if TYPE_CHECKING:
@@ -85,13 +85,10 @@ class _Ssim(_Fidelity):
 
     def score(self, batch: ScoringBatch) -> list[Score]:
         """Mean SSIM over the windows that lie wholly inside the valid region."""
-        from torch.nn.functional import max_pool2d
-
         if min(batch.restored.shape[1:3]) < SSIM_WINDOW:
             return [Score(None, f"needs {SSIM_WINDOW} px")] * len(batch)
         similarity = ssim_map(*self.pictures(batch)).mean(dim=1, keepdim=True)
-        outside = (~batch.valid_tensor).double()
-        whole = 1.0 - max_pool2d(outside, SSIM_WINDOW, stride=1)
+        whole = batch.once("whole SSIM windows", lambda: _whole_windows(batch))
         means = (similarity * whole).sum(dim=(1, 2, 3)) / whole.sum(dim=(1, 2, 3))
         return scores(means.tolist(), f"no window of {SSIM_WINDOW} px lies inside the photograph")
 
@@ -186,6 +183,16 @@ class HaarPsi(_Fidelity):
         return scores(values, "both pictures are flat, which leaves nothing to weigh")
 
 
+def _whole_windows(batch: ScoringBatch) -> Tensor:
+    """(B, 1, H - 10, W - 10) float64: 1 where the whole window is valid, else 0."""
+    from torch.nn.functional import max_pool2d
+
+    if bool(batch.valid.all()):
+        rows, columns = (side - SSIM_WINDOW + 1 for side in batch.valid.shape[1:])
+        return batch.restored_double.new_ones(len(batch), 1, rows, columns)
+    return 1.0 - max_pool2d((~batch.valid_tensor).double(), SSIM_WINDOW, stride=1)
+
+
 def ssim_map(first: Tensor, second: Tensor) -> Tensor:
     """SSIM at every position where the whole window fits: the first of `ssim_maps`."""
     return ssim_maps(first, second)[0]
@@ -202,16 +209,13 @@ def ssim_maps(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         Two of (B, C, H - 10, W - 10).
     """
     import torch
-    from torch.nn.functional import conv2d
 
     along = torch.arange(SSIM_WINDOW, dtype=first.dtype, device=first.device) - SSIM_WINDOW // 2
     weights = torch.exp(-along.square() / (2 * SSIM_SIGMA**2))
     weights = weights / weights.sum()
-    channels = first.shape[1]
 
     def blur(images: Tensor) -> Tensor:
-        rows = weights.view(1, 1, 1, -1).expand(channels, 1, 1, SSIM_WINDOW)
-        return conv2d(conv2d(images, rows, groups=channels), rows.transpose(2, 3), groups=channels)
+        return correlate(correlate(images, weights.view(1, -1)), weights.view(-1, 1))
 
     mean_first, mean_second = blur(first), blur(second)
     variance_first = blur(first * first) - mean_first**2

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
-from bench.metrics.common import scores, version
+from bench.metrics.common import correlate, scores, version
 from bench.metrics.metric import Cost, Metric, Score, ScoringBatch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+    from torch import Tensor
 
 NIQE_SMALLEST = 192
 _INSTALL = 'install it with: pip install "face-restoration-bench[full]"'
@@ -57,20 +60,17 @@ class Niqe(Metric):
                 "with so few blocks its covariance does not exist, and noise would improve it"
             )
             return [Score(None, reason)] * len(batch)
-        import numpy as np
-        import torch
         from pyiqa.archs.niqe_arch import niqe
 
         from bench.weights import catalogue
 
-        with np.load(catalogue.locate("niqe_pris"), allow_pickle=False) as stored:
-            mean = torch.from_numpy(stored["mu_pris_param"]).double().reshape(1, -1)
-            covariance = torch.from_numpy(stored["cov_pris_param"]).double().unsqueeze(0)
+        mean, covariance = _pristine(catalogue.locate("niqe_pris"))
         pictures = (batch.restored_luma.cpu() * 255.0).round()
         found = []
         for picture in pictures:
             try:
-                value = float(niqe(picture.unsqueeze(0), mean, covariance))
+                with _fast_filter():
+                    value = float(niqe(picture.unsqueeze(0), mean, covariance))
             except (RuntimeError, ValueError) as error:
                 found.append(Score(None, f"NIQE could not be computed: {error}"))
             else:
@@ -110,21 +110,50 @@ class Brisque(Metric):
 
     def score(self, batch: ScoringBatch) -> list[Score]:
         """BRISQUE of every picture."""
-        import torch
         from pyiqa.archs.brisque_arch import brisque
 
         from bench.weights import catalogue
 
-        coefficients, vectors, gamma, rho = read_support_vectors(catalogue.locate("brisque_allmodel"))
-        with torch.inference_mode():
-            values = brisque(
-                batch.restored_double.cpu(),
-                sv_coef=torch.from_numpy(coefficients),
-                sv=torch.from_numpy(vectors),
-                gamma=gamma,
-                rho=rho,
-            )
+        coefficients, vectors, gamma, rho = _support_vectors(catalogue.locate("brisque_allmodel"))
+        with _fast_filter():
+            values = brisque(batch.restored_double.cpu(), sv_coef=coefficients, sv=vectors, gamma=gamma, rho=rho)
         return scores(values.reshape(-1).tolist(), "BRISQUE is not finite: the picture is flat")
+
+
+def _fast_filter() -> AbstractContextManager[None]:
+    """Lets pyiqa average over neighbourhoods with `correlate`: the same numbers."""
+    from bench.metrics.networks import replaced
+
+    return replaced("pyiqa.archs.func_util", "imfilter", _padded_correlation)
+
+
+def _padded_correlation(images: Tensor, kernel: Tensor, padding: str) -> Tensor:
+    """What pyiqa's `imfilter` returns for a (1, 1, n, n) kernel of odd size: the size of `images`."""
+    from torch.nn.functional import pad
+
+    border = kernel.shape[-1] // 2
+    around = pad(images, (border, border, border, border), mode="constant" if padding == "same" else padding)
+    return correlate(around, kernel[0, 0])
+
+
+@cache
+def _pristine(path: Path) -> tuple[Tensor, Tensor]:
+    """NIQE's model of pristine pictures: mean (1, 36) and covariance (1, 36, 36), float64."""
+    import numpy as np
+    import torch
+
+    with np.load(path, allow_pickle=False) as stored:
+        mean, covariance = (torch.from_numpy(stored[name]).double() for name in ("mu_pris_param", "cov_pris_param"))
+    return mean.reshape(1, -1), covariance.unsqueeze(0)
+
+
+@cache
+def _support_vectors(path: Path) -> tuple[Tensor, Tensor, float, float]:
+    """`read_support_vectors` as tensors, read once."""
+    import torch
+
+    coefficients, vectors, gamma, rho = read_support_vectors(path)
+    return torch.from_numpy(coefficients), torch.from_numpy(vectors), gamma, rho
 
 
 def read_support_vectors(path: Path) -> tuple[np.ndarray, np.ndarray, float, float]:

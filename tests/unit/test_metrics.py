@@ -233,6 +233,45 @@ def test_a_face_that_is_not_found_has_its_price(points: np.ndarray) -> None:
     assert value("lmd_capped", batch_of(truth_picture(), points + np.array([500.0, 0.0]))) == pytest.approx(0.25 * eyes)
 
 
+def test_correlation_is_conv2d_in_any_layout() -> None:
+    import torch
+    from torch.nn.functional import conv2d
+
+    from bench.metrics.common import correlate
+
+    interleaved = torch.rand(2, 30, 23, 3, dtype=torch.float64).permute(0, 3, 1, 2)
+    for images in (interleaved, interleaved.contiguous(), interleaved[:, :1]):
+        channels = images.shape[1]
+        for kernel in (torch.rand(1, 11), torch.rand(11, 1), torch.rand(7, 7)):
+            weights = kernel.double()
+            expected = conv2d(images, weights.expand(channels, 1, *kernel.shape), groups=channels)
+            torch.testing.assert_close(correlate(images, weights), expected, rtol=0, atol=1e-12)
+
+
+def test_niqe_and_brisque_are_pyiqas() -> None:
+    """In float64, on a picture whose sides are no multiple of the blocks, without the faster filter."""
+    import torch
+    from pyiqa.archs import func_util
+    from pyiqa.archs.brisque_arch import brisque
+    from pyiqa.archs.niqe_arch import niqe
+    from pyiqa.matlab_utils import imfilter
+
+    from bench.metrics.no_reference import read_support_vectors
+    from bench.weights import catalogue
+
+    picture = noisy(np.ascontiguousarray(skimage_data.astronaut()[:211, :301]), 5.0)
+    batch = batch_of(picture, truth=picture)
+    found = {name: value(name, batch) for name in ("niqe", "brisque")}
+    assert func_util.imfilter is imfilter
+    with np.load(catalogue.locate("niqe_pris"), allow_pickle=False) as stored:
+        mean, covariance = (torch.from_numpy(stored[f"{name}_pris_param"]).double() for name in ("mu", "cov"))
+    rounded = (batch.restored_luma * 255).round()
+    assert found["niqe"] == pytest.approx(float(niqe(rounded, mean.reshape(1, -1), covariance[None])), abs=1e-9)
+    coefficients, vectors, gamma, rho = read_support_vectors(catalogue.locate("brisque_allmodel"))
+    support = {"sv_coef": torch.from_numpy(coefficients), "sv": torch.from_numpy(vectors), "gamma": gamma, "rho": rho}
+    assert found["brisque"] == pytest.approx(float(brisque(batch.restored_double, **support)), abs=1e-9)
+
+
 def test_brisque_is_the_regression_on_its_features() -> None:
     """Support vectors read by scikit-learn, features by piq, the kernel by scikit-learn."""
     import torch
