@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from bench.scores.power import smallest_p
+from bench.scores.power import Power, protocol_power, smallest_p
 from bench.scores.statistics import ALPHA, Comparison, compare_identity_means, holm_comparisons
 
-Mark = Literal["best", "tied", "untested"]
+Mark = Literal["best"]
 
 INPUT = "input"
 COPY = "copy_reference"
@@ -73,6 +73,11 @@ class TieGroups:
     untested: list[tuple[int, int]]
     can_separate: bool
 
+    @property
+    def best(self) -> int | None:
+        """Index of the row with the best mean, or None where no row is ranked."""
+        return self.groups[0][0] if self.groups else None
+
 
 @dataclass(frozen=True)
 class Board:
@@ -85,10 +90,7 @@ class Board:
         absent: Metrics without any.
         entries: Entries in the order of rows: methods by the first metric of `ORDER_BY` that has
             values, then the comparison rows `copy_reference` and `input`.
-        marks: For (index of the row, metric): "best", or "tied" where the paired test shows no
-            difference from the best, or "untested" where the two have nothing complete in common.
-        comparisons: The tests behind the ties: best minus row, Holm-adjusted over all of them.
-        groups: By ranked metric, the groups of rows that it cannot tell apart.
+        groups: By ranked metric, the groups of rows that it cannot tell apart: all that is said about ties.
     """
 
     protocol: str
@@ -96,43 +98,39 @@ class Board:
     columns: list[Column]
     absent: list[Column]
     entries: list[dict[str, Any]]
-    marks: dict[tuple[int, str], Mark]
-    comparisons: dict[tuple[int, str], Comparison]
     groups: dict[str, TieGroups] = field(default_factory=dict)
+
+    @property
+    def marks(self) -> dict[tuple[int, str], Mark]:
+        """For (index of the row, metric) "best" where the row has the best mean."""
+        return {(own.best, name): "best" for name, own in self.groups.items() if own.best is not None}
+
+    @property
+    def comparisons(self) -> dict[tuple[int, str], Comparison]:
+        """For (index of the row, metric) the best row minus this one: of the tests behind the letters, those of it."""
+        return {
+            (second, name): test
+            for name, own in self.groups.items()
+            for (first, second), test in own.comparisons.items()
+            if first == own.best
+        }
+
+    @property
+    def power(self) -> dict[str, Power]:
+        """By ranked metric what one test of two rows can show here; without the metrics that show no spread."""
+        found = protocol_power([test for own in self.groups.values() for test in own.comparisons.values()])
+        return {name: own for name, own in found.items() if own.deviation}
 
 
 def build_board(entries: list[dict[str, Any]]) -> Board:
-    """Orders and compares the entries of one protocol.
+    """Orders and compares the entries of one protocol; see `tie_groups`.
 
-    Every row is tested against the best row of each ranked metric by the exact sign-flip test on
-    identity means, over the identities of which both have scored every image.
     `copy_reference` is never the best: it shows what copying scores.
     """
     columns, absent = _columns(entries)
     rows = _ordered(entries, columns)
-    pairs: dict[tuple[int, str], Comparison] = {}
-    marks: dict[tuple[int, str], Mark] = {}
-    for column in columns:
-        means = {i: mean for i, row in enumerate(rows) if (mean := _mean(row, column.name)) is not None}
-        ranked = [i for i in means if rows[i]["method"] != COPY]
-        if column.higher_is_better is None or not ranked:
-            continue
-        sign = 1 if column.higher_is_better else -1
-        best = max(ranked, key=lambda i: (sign * means[i], -i))
-        marks[best, column.name] = "best"
-        for i in ranked:
-            if i == best:
-                continue
-            if comparison := _compare(rows[best], rows[i], column):
-                pairs[i, column.name] = comparison
-            else:
-                marks[i, column.name] = "untested"
-    adjusted = dict(zip(pairs, holm_comparisons(list(pairs.values())), strict=True))
-    for key, comparison in adjusted.items():
-        if comparison.p_adjusted is not None and comparison.p_adjusted >= ALPHA:
-            marks[key] = "tied"
     groups = {column.name: tie_groups(rows, column) for column in columns if column.higher_is_better is not None}
-    return Board(entries[0]["protocol"], entries[0]["protocol_id"], columns, absent, rows, marks, adjusted, groups)
+    return Board(entries[0]["protocol"], entries[0]["protocol_id"], columns, absent, rows, groups)
 
 
 def tie_groups(rows: Sequence[dict[str, Any]], column: Column) -> TieGroups:

@@ -6,21 +6,32 @@ import csv
 import io
 
 from bench.leaderboard.view import View
+from bench.scores.power import Power
 
 COLUMNS = (
     "protocol", "protocol_id", "source", "method", "revision", "seed", "metric", "metric_identity", "unit", "better",
-    "mean", "low", "high", "interval", "n", "of", "mark", "group", "reason", "seconds_per_image", "peak_memory_mb",
-    "parameters", "code_revision", "licence", "reported_by", "created",
+    "mean", "low", "high", "interval", "n", "of", "mark", "group", "shows_05", "shows_01", "remark", "reason",
+    "seconds_per_image", "peak_memory_mb", "parameters", "code_revision", "licence", "reported_by", "created",
 )  # fmt: skip
 BETTER = {True: "higher", False: "lower", None: ""}
 
 
+def _shows(power: Power) -> dict[str, float | None]:
+    return {f"shows_{level:.2f}".replace("0.", ""): value for level, value in power.smallest_difference.items()}
+
+
 def board_csv(view: View) -> str:
-    """The board with full precision; `source` tells measured rows from published ones."""
+    """The board with full precision; `source` tells measured rows from published ones.
+
+    `shows_05` and `shows_01` are the smallest true differences that one test of two rows shows with 80 % power at those
+    levels (`bench.scores.power`), `remark` holds the column's footnotes.
+    """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     board = view.board
+    power = board.power
+    remarks = {name: " ".join(view.footnotes[n - 1] for n in numbers) for name, numbers in view.notes.items()}
     common = {"protocol": board.protocol, "protocol_id": board.protocol_id}
     for row in view.rows:
         entry = row.entry
@@ -42,6 +53,8 @@ def board_csv(view: View) -> str:
                     **{key: metric[key] for key in ("low", "high", "interval", "n", "of", "reason")},
                     "mark": cell.mark if cell else "",
                     "group": cell.group if cell else "",
+                    **(_shows(power[name]) if name in power else {}),
+                    "remark": remarks.get(name, ""),
                 }
             )
     for paper, rows in view.published:

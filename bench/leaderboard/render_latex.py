@@ -12,11 +12,11 @@ from bench.leaderboard.published import (
     format_published,
     references,
 )
-from bench.leaderboard.view import Cell, Row, View
+from bench.leaderboard.view import Cell, Row, View, power_note
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "≈": r"$\approx$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
     "≥": r"$\geq$", "≤": r"$\leq$", "×": r"$\times$", "α": r"$\alpha$",
 }  # fmt: skip
 ARROWS = (r"$\uparrow$", r"$\downarrow$")
@@ -31,6 +31,8 @@ def board_latex(view: View) -> str:
         f"{view.people} identities. Mean over identity means; best in bold, second underlined; "
         r"rows of a metric that share a letter are not shown to differ (sign-flip test, Holm, $\alpha=.05$)."
     )
+    said = power_note(view)
+    caption += f" {escape(said)}" if said else ""
     caption += f" {escape(names)}" if names else ""
     headings = ["Method"]
     for column in view.columns:

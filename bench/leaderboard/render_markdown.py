@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.leaderboard.published import PublishedPaper, PublishedRow, format_published
 from bench.leaderboard.ranking import COPY, INPUT
-from bench.leaderboard.view import COST_HEADINGS, Cell, Row, View, interval_notes
+from bench.leaderboard.view import COST_HEADINGS, Cell, Row, View, interval_notes, power_note
 
 GENERATED = "<!-- Written by `bench leaderboard render` from the entries beside this file; edits are overwritten. -->"
 DIRECTION = {True: "higher is better", False: "lower is better", None: "not ranked"}
@@ -109,11 +109,13 @@ def _footnotes(view: View) -> list[str]:
 
 
 def legend(view: View) -> list[str]:
-    """What the marks of a board mean, one sentence or two each."""
+    """What the marks of a board mean and what its protocol can show, one sentence or two each."""
+    power = power_note(view)
     return [
         "Best mean in bold. Letters instead of ranks: rows that share one are not shown to differ (two-sided sign-flip "
         'test on identity means, Holm over all pairs of rows of the metric, α = .05); "a" are those not shown to '
         "differ from the best. ?: some pair has nothing complete in common and is not tested.",
+        *([power] if power else []),
         "(n/N): scored images, where not all are; the tests then use the identities both rows have scored in full.",
         f"`{INPUT}` is the degraded picture. IPS of `{COPY}` shows what copying scores: a method near it on IPS "
         f"may be copying, which ID tells apart. `{COPY}` takes no part in the ranking.",

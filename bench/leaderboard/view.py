@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 from bench.leaderboard.papers import published_on
@@ -11,6 +13,7 @@ from bench.leaderboard.ranking import COPY, INPUT, Board, Column, build_board
 from bench.metrics.noise_check import bettered_by_noise, noise_effects
 from bench.metrics.set_metric import FID_SMALLEST
 from bench.report.terminal import number
+from bench.scores.power import LEVELS, POWER, Power
 
 
 @dataclass(frozen=True)
@@ -172,13 +175,12 @@ def _cell(board: Board, index: int, column: Column, second: set[int]) -> Cell:
         return Cell(None, f"n/a ({metric['reason']})")
     if metric["identity"] != column.identity:
         return Cell(None, "n/a (other metric identity)")
-    mark = board.marks.get((index, column.name))
     return Cell(
         value=metric["mean"],
         text=number(metric["mean"]),
         interval="" if metric["low"] is None else f"[{number(metric['low'])}, {number(metric['high'])}]",
         coverage="" if metric["n"] == metric["of"] else f"{metric['n']}/{metric['of']}",
-        mark="best" if mark == "best" else "second" if index in second else "",
+        mark="best" if (index, column.name) in board.marks else "second" if index in second else "",
         group=_group(board, index, column.name),
     )
 
@@ -295,9 +297,57 @@ def interval_notes(board: Board) -> list[str]:
 
 
 def noise_note(metric: str, identity: str) -> str | None:
-    """What a board says of a no-reference metric that noise betters, or None."""
-    if not bettered_by_noise(metric, identity):
+    """What a board says of a no-reference metric that noise betters, or that was never asked whether it does.
+
+    None for metrics that noise does not better, and for those that see a ground truth or references.
+    """
+    bettered = bettered_by_noise(metric, identity)
+    if bettered:
+        text = noise_effects()[metric]["text"]
+        return f"Adding noise to the input betters this metric ({text}): it is no evidence alone."
+    if bettered is None and metric in no_reference_metrics():
+        return (
+            "Whether adding noise to the input betters this metric was not measured for this version of it "
+            "(`python -m bench.metrics.noise_check`, where its weights are): it is no evidence alone."
+        )
+    return None
+
+
+def power_note(view: View) -> str | None:
+    """The smallest differences that a board's protocol can show, in one sentence; None without two rows to compare."""
+    power = view.board.power
+    if not power:
         return None
+    said = []
+    for column in view.columns:
+        if (own := power.get(column.name)) is None:
+            continue
+        unit = f" {column.unit}" if column.unit else ""
+        fewer = f" ({own.identities} identities)" if own.identities != view.people else ""
+        said.append(f"{column.title} {shown_difference(own)}{unit}{fewer}")
+    levels = " and ".join(f"{level:g}".lstrip("0") for level in LEVELS)
     return (
-        f"Adding noise to the input betters this metric ({noise_effects()[metric]['text']}): it is no evidence alone."
+        f"With {view.people} identities, the smallest true difference of two rows that one paired test shows with "
+        f"{100 * POWER:g} % probability at α = {levels}: {'; '.join(said)}. "
+        "Computed from the spread between identities seen here (median over pairs of rows); the letters, corrected "
+        "for all pairs, need more."
     )
+
+
+def shown_difference(power: Power) -> str:
+    """Smallest differences at the levels of `LEVELS`, such as "0.45 and 0.62"; "none" where none can be shown."""
+    differences = (power.smallest_difference[level] for level in LEVELS)
+    return " and ".join("none" if value is None else _two_digits(value) for value in differences)
+
+
+def _two_digits(value: float) -> str:
+    """A positive number with two significant digits and no exponent."""
+    return f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f}"
+
+
+@cache
+def no_reference_metrics() -> frozenset[str]:
+    """Metrics of picture quality that see neither ground truth nor references; whether a face is found is none."""
+    from bench.registry import metric_classes
+
+    return frozenset(name for name, metric in metric_classes().items() if not metric.needs and name != "detected")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import re
 
@@ -118,22 +119,27 @@ def test_ties_are_the_holm_corrected_exact_test(root):
     assert [entry["method"] for entry in board.entries[2:]] == ["copy_reference", "input"]
     assert {entry["method"] for entry in board.entries[:2]} == {"refine@demo", "other"}
     assert [column.name for column in board.absent] == ["niqe"]
-    expected, keys = [], list(board.comparisons)
-    for index, metric in keys:
-        best = next(i for (i, name), mark in board.marks.items() if name == metric and mark == "best")
-        a, b = (
-            pd.Series({k: v["mean"] for k, v in board.entries[i]["metrics"][metric]["by_identity"].items()})
-            for i in (best, index)
-        )
-        expected.append(sign_flip_test((a - b).to_numpy()))
-    for key, p in zip(keys, holm(expected), strict=True):
-        assert board.comparisons[key].p_adjusted == pytest.approx(p)
-        assert (board.marks.get(key) == "tied") == (p >= 0.05)
     methods = [entry["method"] for entry in board.entries]
+    ranked = [i for i, method in enumerate(methods) if method != "copy_reference"]
     for metric in ("psnr", "id", "lmd"):
-        assert board.marks.get((methods.index("input"), metric)) is None, "input is worse"
-        assert (methods.index("copy_reference"), metric) not in board.marks, "copying is not ranked"
-        assert {board.marks.get((i, metric)) for i in (0, 1)} == {"best", "tied"}
+        means = [
+            pd.Series({k: v["mean"] for k, v in entry["metrics"][metric]["by_identity"].items()})
+            for entry in board.entries
+        ]
+        pairs = list(itertools.combinations(ranked, 2))
+        p_values = holm([sign_flip_test((means[i] - means[j]).to_numpy()) for i, j in pairs])
+        by_pair = dict(zip(map(frozenset, pairs), p_values, strict=True))
+        (best,) = (i for i, name in board.marks if name == metric)
+        letters = board.groups[metric].letters
+        against_best = {i: test for (i, name), test in board.comparisons.items() if name == metric}
+        assert set(against_best) == set(ranked) - {best}
+        for i, test in against_best.items():
+            assert test.p_adjusted == pytest.approx(by_pair[frozenset((best, i))])
+            assert test.mean_difference == pytest.approx((means[best] - means[i]).mean())
+            assert ("a" in letters[i]) == (test.p_adjusted >= 0.05), "what is said of the best is what the letters say"
+        assert "a" not in letters[methods.index("input")], "input is worse"
+        assert {letters[0], letters[1]} == {"a"}
+        assert methods.index("copy_reference") not in {best, *letters, *against_best}, "copying is not ranked"
 
 
 def test_direction_decides_the_best(root):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import itertools
 import json
 import re
 import shutil
@@ -12,14 +13,17 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from bench.leaderboard.board import FORMATS, board_texts, redraw
 from bench.leaderboard.entry import add, read_entries
 from bench.leaderboard.verify import verify
-from bench.leaderboard.view import noise_note, view
+from bench.leaderboard.view import noise_note, power_note, shown_difference, view
 from bench.metrics.noise_check import noise_effects
 from bench.paths import resource_root
+from bench.scores.power import Power, smallest_effect
 from tests.unit.run_folders import make_run, score_frame
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -145,8 +149,6 @@ def test_kid_stands_for_fid_and_absent_sets_are_named(root):
 def test_ips_stands_next_to_id_with_its_warning(root, tmp_path):
     frame = score_frame("refine@demo", 1)
     ips = frame[frame.metric == "psnr"].assign(metric="ips", metric_id="ips@test@1")
-    import pandas as pd
-
     add(make_run(tmp_path / "run", pd.concat([frame, ips])), tmp_path / "other")
     board = view(read_entries(tmp_path / "other" / "orl_heavy"))
     names = [column.name for column in board.columns]
@@ -159,9 +161,70 @@ def test_metrics_that_noise_betters_say_so():
     for name, effect in noise_effects().items():
         note = noise_note(name, effect["identity"])
         assert (effect["text"] in note) if effect["bettered"] else note is None
-        assert noise_note(name, "another version") is None
+        assert "was not measured for this version" in noise_note(name, "another version")
     assert noise_effects()["niqe"]["bettered"]
-    assert noise_note("psnr", "psnr@test@1") is None
+    assert "was not measured" in noise_note("musiq", "musiq@1") or "musiq" in noise_effects()
+    for name in ("psnr", "psnr_y", "id", "ips", "detected", "lmd_px", "mark_recall"):
+        assert noise_note(name, f"{name}@test@1") is None
+
+
+def test_every_format_says_which_metrics_noise_betters(tmp_path):
+    effect = noise_effects()["brisque"]
+    frame = score_frame("refine@demo", 1)
+    brisque = frame[frame.metric == "psnr"].assign(metric="brisque", metric_id=effect["identity"])
+    musiq = frame[frame.metric == "psnr"].assign(metric="musiq", metric_id="musiq@another version")
+    add(make_run(tmp_path / "run", pd.concat([frame, brisque, musiq])), tmp_path / "boards")
+    texts = board_texts(tmp_path / "boards", ["orl_heavy"], ("md", "html", "latex", "csv"), tmp_path)
+    for name in ("README.md", "index.html", "table.tex", "board.csv"):
+        text = texts[tmp_path / "orl_heavy" / name]
+        text = Page(text).text if name.endswith("html") else text
+        assert f"Adding noise to the input betters this metric ({effect['text']})" in text, name
+        assert "was not measured for this version" in text, name
+    rows = list(csv.DictReader(io.StringIO(texts[tmp_path / "orl_heavy" / "board.csv"])))
+    assert {row["metric"]: row["remark"][:12] for row in rows}["brisque"] == "Adding noise"
+    assert not {row["metric"]: row["remark"] for row in rows}["psnr"]
+
+
+def test_every_format_says_what_the_protocol_can_show(root):
+    board = view(read_entries(root / "orl_heavy"))
+    ranked = [i for i, row in enumerate(board.rows) if row.entry["method"] != "copy_reference"]
+    people = {
+        i: pd.Series({k: v["mean"] for k, v in board.rows[i].entry["metrics"]["psnr"]["by_identity"].items()})
+        for i in ranked
+    }
+    spread = np.median([(people[i] - people[j]).std(ddof=1) for i, j in itertools.combinations(ranked, 2)])
+    wanted = [smallest_effect(12, level) * spread for level in (0.05, 0.01)]
+    texts = board_texts(root, ["orl_heavy"], ("md", "html", "latex", "csv"), root)
+    said = f"{wanted[0]:.2g} and {wanted[1]:.2g} dB"
+    for name in ("README.md", "index.html", "table.tex"):
+        text = texts[root / "orl_heavy" / name]
+        text = Page(text).text if name.endswith("html") else text.replace(r"\%", "%")
+        assert "With 12 identities, the smallest true difference" in text, name
+        assert "with 80 % probability" in text, name
+        assert f"PSNR {said}" in text, name
+        assert "ID " in text.partition("smallest true difference")[2], name
+    rows = list(csv.DictReader(io.StringIO(texts[root / "orl_heavy" / "board.csv"])))
+    shows = {(row["shows_05"], row["shows_01"]) for row in rows if row["metric"] == "psnr"}
+    assert [float(value) for value in shows.pop()] == pytest.approx(wanted)
+    assert not shows
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0234, "0.023"), (0.1, "0.10"), (1.09, "1.1"), (9.96, "10.0"), (26.4, "26"), (123.4, "123")]
+)
+def test_differences_have_two_digits_and_no_exponent(value, text):
+    power = Power(12, 1.0, 0.001, {0.05: value, 0.01: None})
+    assert shown_difference(power) == f"{text} and none"
+
+
+def test_a_board_of_one_row_compares_nothing(tmp_path):
+    add(make_run(tmp_path / "run", score_frame("refine@demo", 1)), tmp_path / "boards")
+    shown = view(read_entries(tmp_path / "boards" / "orl_heavy"))
+    assert power_note(shown) is None
+    assert (
+        "smallest true difference"
+        not in board_texts(tmp_path / "boards", ["orl_heavy"], ("md",), tmp_path)[tmp_path / "orl_heavy" / "README.md"]
+    )
 
 
 def test_html_is_one_file_without_addresses(root):
