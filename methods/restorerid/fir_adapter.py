@@ -95,7 +95,8 @@ class FIRAdapter(nn.Module):
             enhanced = cells + self.attention(self.norm(cells), tokens)
         hidden = self.shared(enhanced.transpose(1, 2).unflatten(-1, lq_map.shape[-2:]))
         if self.form == "paper":
-            return self.gain(hidden) * features + self.bias(hidden)
+            # Features first: the result keeps their memory layout, on which the next layer's rounding depends.
+            return features * self.gain(hidden) + self.bias(hidden)
         hidden = F.relu(hidden)
         return features + (self.feature_norm(features) * self.gain(hidden) + self.bias(hidden))
 
