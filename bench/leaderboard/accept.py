@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import UsageError
 from bench.files import sha256_bytes, sha256_file
+from bench.leaderboard.accept_sets import accept_sets, read_submitted_sets, sets_beside
 from bench.leaderboard.entry import scored_metrics
 from bench.leaderboard.schema import ENTRY_SCHEMA, validate
 from bench.leaderboard.submission import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bench.metrics.metric import Metric
+    from bench.metrics.set_metric import SetMetric
     from bench.protocol.pictures import ProtocolPictures
     from bench.protocol.protocol import Protocol
 
@@ -42,7 +44,8 @@ def accept(submission: Submission) -> dict[str, Any]:
     In this order: the protocol id, that the table speaks of exactly the protocol's pictures and
     identities, the identity string of each metric, the pictures and their hashes, and the scores of
     a sample, which are computed again here. The sample follows from the hash of the table and cannot
-    be chosen by who made it.
+    be chosen by who made it. Scores of whole sets (FID, KID) in `set_scores.parquet` beside the table are
+    computed again from all pictures (`bench.leaderboard.accept_sets`).
 
     Returns:
         A valid entry; its `accepted` says what was computed again and how far it differed.
@@ -53,6 +56,8 @@ def accept(submission: Submission) -> dict[str, Any]:
     """
     from bench.protocol.card import data_root, load_card
     from bench.protocol.pictures import ProtocolPictures
+    from bench.registry import load_set_metric
+    from bench.scores.summary import public_reason
 
     reporter = submission.reported_by or os.environ.get("BENCH_REPORTED_BY")
     if not reporter:
@@ -63,21 +68,33 @@ def accept(submission: Submission) -> dict[str, Any]:
     protocol = find_protocol(submission.protocol, None if table is None else str(table["protocol_id"].iloc[0]))
     hashes = hash_pictures(submission, protocol)
     pictures = ProtocolPictures(protocol, data_root(load_card(protocol.card), None))
+    stated: dict[str, dict[str, Any]] = {}
     if table is None:
         table, accepted = _score_all(submission, protocol, pictures, hashes)
+        set_metrics = _panel_sets()
     else:
         where = str(submission.scores)
         metrics, not_recomputed = check_table(table, protocol, where)
         check_no_ghosts(table, hashes, where)
         check_hashes(submission, hashes)
+        if submission.scores:
+            stated = read_submitted_sets(sets_beside(submission.scores), table, protocol, len(hashes))
+        set_metrics = [load_set_metric(name)() for name in stated]
         digest = sha256_file(submission.scores) if submission.scores else ""
         chosen = _sample(sorted(hashes), submission.sample, f"{digest} {protocol.id}")
         largest = _recompute(table, chosen, metrics, submission, pictures, where)
         accepted = {"recomputed": len(chosen), "largest_differences": largest, "not_recomputed": not_recomputed}
+    where = str(submission.scores or submission.restored)
+    sets = accept_sets(stated, set_metrics, submission.restored, hashes, pictures, where)
+    accepted["largest_differences"] |= sets.differences
+    reasons = {**accepted["not_recomputed"], **sets.not_recomputed}
+    accepted["not_recomputed"] = {name: public_reason(reason) for name, reason in reasons.items()}
     listing = "".join(f"{hashes[name]}  {name}.png\n" for name in sorted(hashes))
     entry = _entry(submission, table, protocol, reporter)
+    if sets.metrics:
+        entry["set_metrics"] = sets.metrics
     entry["accepted"] = {"pictures_sha256": sha256_bytes(listing.encode()), **accepted}
-    validate(entry, f"entry of {submission.scores or submission.restored}")
+    validate(entry, f"entry of {where}")
     return entry
 
 
@@ -218,6 +235,14 @@ def _entry(submission: Submission, table: pd.DataFrame, protocol: Protocol, repo
         "reported_by": reporter,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _panel_sets() -> list[SetMetric]:
+    from bench.config import read_preset
+    from bench.registry import load_set_metric, set_metric_classes
+
+    names = read_preset("metrics", "standard").get("sets")
+    return [load_set_metric(name)() for name in (set_metric_classes() if names is None else names)]
 
 
 def _panel() -> list[str]:

@@ -29,7 +29,8 @@ class Submission:
     Attributes:
         protocol: Name of a frozen protocol, or a protocol file.
         restored: Folder of their pictures, `<image id>.png`.
-        scores: Their score table; None to score every picture here.
+        scores: Their score table, with scores of whole sets in `set_<its name>` beside it where there are any; None
+            to score every picture here.
         hashes: File of `sha256sum` lines, or None.
         sample: Pictures to score again; None for all.
         method: Label of the row; None for the score table's.

@@ -15,11 +15,13 @@ from bench.leaderboard.accept import accept
 from bench.leaderboard.entry import add_entry, read_entries
 from bench.leaderboard.schema import validate
 from bench.leaderboard.submission import Submission, find_protocol
+from bench.metrics.set_metric import FeatureNetwork, FeatureSet
 from bench.protocol.card import data_root, load_card
 from bench.protocol.pictures import ProtocolPictures
-from bench.registry import load_metric
+from bench.registry import load_metric, load_set_metric
 from bench.runs.score import score_pictures
-from bench.scores.table import ScoreRow, read_table, rows_to_frame, write_table
+from bench.scores.sets import set_frame
+from bench.scores.table import SET_SCHEMA, ScoreRow, read_table, rows_to_frame, write_table
 
 METRICS = ("psnr_y", "haarpsi")
 
@@ -193,6 +195,100 @@ def test_pictures_that_do_not_hold_are_refused(theirs):
         accept(submission(theirs, restored=theirs / "nothing"))
 
 
+class Brightness(FeatureNetwork):
+    """Mean and spread of a picture: vectors that need no weights."""
+
+    dimensions = 2
+
+    @property
+    def identity(self):
+        return "brightness@1"
+
+    def features(self, pictures):
+        flat = pictures.reshape(len(pictures), -1).astype(np.float32)
+        return np.stack([flat.mean(1), flat.std(1)], axis=1)
+
+
+def write_sets(folder, **changes):
+    """Writes KID of the pictures beside the table, as a run folder has it; returns the value."""
+    protocol = find_protocol("orl_heavy_ci")
+    pictures = ProtocolPictures(protocol, data_root(load_card(protocol.card)))
+    metric = load_set_metric("kid_gt")()
+    vectors = [
+        metric.network.features(np.stack(each))
+        for each in (
+            [read_image(folder / "restored" / f"{image.image_id}.png") for image in protocol.images],
+            [pictures.truth(image) for image in protocol.images],
+        )
+    ]
+    score = metric.score_set(FeatureSet(*vectors, [image.identity for image in protocol.images]))
+    row = {"protocol_id": protocol.id, "method": "theirs", "method_revision": "0123456789ab", "seed": 0}
+    frame = set_frame([metric], {"kid_gt": score}, 12, 12, row)
+    for key, value in changes.items():
+        frame[key] = value
+    write_table(frame, folder / "set_scores.parquet", SET_SCHEMA)
+    return score.value
+
+
+@pytest.fixture
+def bright(monkeypatch, tmp_path):
+    monkeypatch.setenv("BENCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("bench.metrics.distribution.Inception", Brightness)
+
+
+def test_set_scores_are_computed_again_from_all_pictures(theirs, tmp_path, bright):
+    value = write_sets(theirs)
+    entry = accept(submission(theirs))
+    kid = entry["set_metrics"]["kid_gt"]
+    assert list(entry["set_metrics"]) == ["kid_gt"], "what was not handed in is not added"
+    assert kid["value"] == pytest.approx(value)
+    assert kid["low"] <= value <= kid["high"]
+    assert (kid["n"], kid["of"], kid["reason"], kid["shown"]) == (12, 12, None, True)
+    assert kid["identity"] == load_set_metric("kid_gt")().identity
+    assert entry["accepted"]["largest_differences"]["kid_gt"] == pytest.approx(0, abs=1e-9)
+    path = add_entry(entry, tmp_path / "boards", "theirs")
+    assert read_entries(path.parent)[0]["set_metrics"] == entry["set_metrics"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"value": 99.0}, "computed again from the pictures"),
+        ({"metric_id": "kid@other"}, "different identities are never compared"),
+        ({"method_revision": "another"}, "the score table beside it '0123456789ab'"),
+        ({"protocol_id": "0" * 16}, "has protocol_id"),
+        ({"metric": "kid_gtt"}, "Did you mean 'kid_gt'"),
+        ({"n": 11}, "over 11 of 12 pictures; 12 of 12"),
+        ({"reason": "broken"}, "either a value or a reason"),
+        ({"high": np.inf}, "not finite"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_set_scores_that_do_not_hold_are_refused(theirs, bright, changes, message):
+    write_sets(theirs, **changes)
+    with pytest.raises(UsageError, match=message):
+        accept(submission(theirs))
+
+
+def test_set_scores_whose_weights_are_absent_here_are_carried_and_said(theirs, bright, monkeypatch):
+    value = write_sets(theirs, metric_id="kid_gt@their inception")
+    monkeypatch.setattr(Brightness, "unavailable", lambda self: "Weights 'brightness' are not here")
+    entry = accept(submission(theirs))
+    assert entry["set_metrics"]["kid_gt"]["value"] == value
+    assert entry["set_metrics"]["kid_gt"]["identity"] == "kid_gt@their inception"
+    assert entry["accepted"]["not_recomputed"]["kid_gt"] == "weights missing: brightness", "no folder of here"
+    assert "kid_gt" not in entry["accepted"]["largest_differences"]
+
+
+def test_a_file_that_holds_no_set_scores_is_refused(theirs):
+    (theirs / "set_scores.parquet").write_text("not parquet")
+    with pytest.raises(UsageError, match="Cannot read the set scores"):
+        accept(submission(theirs))
+    shutil.copy(theirs / "scores.parquet", theirs / "set_scores.parquet")
+    with pytest.raises(UsageError, match="holds no set scores: columns low, high"):
+        accept(submission(theirs))
+
+
 def test_somebody_must_vouch_for_it(theirs, monkeypatch):
     monkeypatch.delenv("BENCH_REPORTED_BY", raising=False)
     with pytest.raises(UsageError, match="--reported-by"):
@@ -208,6 +304,9 @@ def test_pictures_alone_are_scored_here(theirs, monkeypatch):
     expected = table[table.metric == "haarpsi"].groupby("identity")["value"].mean().mean()
     assert entry["metrics"]["haarpsi"]["mean"] == pytest.approx(expected, abs=1e-9)
     assert entry["accepted"]["recomputed"] == 12
+    assert set(entry["set_metrics"]) == {"fid_gt", "fid_ffhq", "kid_gt"}
+    for metric in entry["set_metrics"].values():
+        assert (metric["value"] is None) == (metric["reason"] is not None)
     with pytest.raises(UsageError, match="--method LABEL"):
         accept(submission(theirs, scores=None, hashes=None))
     name = find_protocol("orl_heavy_ci").image_ids[0]
