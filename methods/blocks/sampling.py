@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Solver = Literal["ddim", "ddpm", "dpm_solver++", "unipc"]
+Prediction = Literal["epsilon", "v_prediction"]
+Start = Literal["noise", "lq"]
 Spacing = Literal["leading", "linspace", "trailing"]
+Calls = Literal["solver", "linspace"]
 Branch = Literal["unconditional", "conditional"]
 
 
@@ -62,11 +65,11 @@ class SamplingSettings:
     steps: int = 50
     eta: float = 0.0
     guidance: float = 1.0
-    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
-    start: Literal["noise", "lq"] = "noise"
+    prediction: Prediction = "epsilon"
+    start: Start = "noise"
     spacing: Spacing = "leading"
     offset: int = 1
-    calls: Literal["solver", "linspace"] = "solver"
+    calls: Calls = "solver"
     karras: bool = False
     train_timesteps: int = 1000
     beta_start: float = 0.00085
@@ -75,10 +78,10 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         choices: dict[str, Any] = {
             "solver": Solver,
-            "prediction": Literal["epsilon", "v_prediction"],
-            "start": Literal["noise", "lq"],
+            "prediction": Prediction,
+            "start": Start,
             "spacing": Spacing,
-            "calls": Literal["solver", "linspace"],
+            "calls": Calls,
         }
         for name, known in choices.items():
             if getattr(self, name) not in get_args(known):
@@ -212,6 +215,8 @@ class Sampler:
         scheduler = self.make_scheduler()
         self.solver_timesteps: tuple[int, ...] = tuple(scheduler.timesteps.tolist())
         """Timesteps whose alphas enter the updates, in order of use (descending)."""
+        self.alphas_cumprod: Tensor = scheduler.alphas_cumprod
+        """alpha-bar of every training timestep, (train_timesteps,) float32."""
         self.call_timesteps = self.solver_timesteps
         """Timesteps told to the network, in order of use."""
         if settings.calls == "linspace":
@@ -236,15 +241,14 @@ class Sampler:
             "timestep_spacing": settings.spacing,
             "steps_offset": settings.offset,
         }
-        scheduler: Any
-        if settings.solver == "ddim":
-            scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **common)
-        elif settings.solver == "ddpm":
-            scheduler = DDPMScheduler(clip_sample=False, **common)
-        elif settings.solver == "dpm_solver++":
-            scheduler = DPMSolverMultistepScheduler(use_karras_sigmas=settings.karras, **common)
-        else:
-            scheduler = UniPCMultistepScheduler(use_karras_sigmas=settings.karras, **common)
+        classes: dict[Solver, tuple[Any, dict[str, bool]]] = {
+            "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
+            "ddpm": (DDPMScheduler, {"clip_sample": False}),
+            "dpm_solver++": (DPMSolverMultistepScheduler, {"use_karras_sigmas": settings.karras}),
+            "unipc": (UniPCMultistepScheduler, {"use_karras_sigmas": settings.karras}),
+        }
+        build, own = classes[settings.solver]
+        scheduler = build(**own, **common)
         if settings.solver == "ddpm" and settings.spacing == "linspace":
             scheduler.set_timesteps(timesteps=spaced_timesteps(settings.steps, settings.train_timesteps)[::-1])
         else:
@@ -259,14 +263,9 @@ class Sampler:
             noise: Standard normal, of the same shape.
             timestep: The training schedule's last one if not given (999, as StableSR starts).
         """
-        from diffusers import DDPMScheduler
-
-        settings = self.settings
-        schedule: Any = DDPMScheduler(
-            settings.train_timesteps, settings.beta_start, settings.beta_end, beta_schedule="scaled_linear"
-        )
-        last = settings.train_timesteps - 1 if timestep is None else timestep
-        return schedule.add_noise(latent, noise, torch.full((len(latent),), last, device=latent.device))
+        last = self.settings.train_timesteps - 1 if timestep is None else timestep
+        alpha = float(self.alphas_cumprod[last])
+        return alpha**0.5 * latent + (1 - alpha) ** 0.5 * noise
 
     def sample(
         self,
@@ -315,7 +314,22 @@ class Sampler:
                 latent = image_noise(generators, size, device)
                 if self.settings.start == "lq" and lq_latent is not None:
                     latent = self.noised(lq_latent.to(device, torch.float32), latent)
-            latent = self._run(predict, latent, generators, step_noise, tiling, dtype, on_step)
+            scheduler = self.make_scheduler()
+            network = _TiledNetwork(predict, self.settings.guidance, latent, tiling, dtype)
+            timesteps = torch.tensor(self.call_timesteps, device=latent.device)
+            for index, timestep in enumerate(self.solver_timesteps):
+                prediction = network(latent, timesteps[index], index)
+                arguments: dict[str, Any] = {}
+                if self.settings.solver == "ddim":
+                    arguments["eta"] = self.settings.eta
+                if step_noise is not None:
+                    arguments["variance_noise"] = step_noise[index].to(latent)
+                elif self.settings.solver != "unipc":
+                    arguments["generator"] = generators
+                outcome = scheduler.step(prediction, timestep, latent, **arguments)
+                latent = outcome.prev_sample
+                if on_step is not None:
+                    on_step(SamplingStep(index, latent, getattr(outcome, "pred_original_sample", None)))
         return latent.clone()
 
     def _start(
@@ -341,34 +355,6 @@ class Sampler:
         if step_noise is not None and len(step_noise) < len(self.solver_timesteps):
             raise UsageError(f"step_noise holds {len(step_noise)} steps of {len(self.solver_timesteps)}.")
         return known if known is not None else tuple(shape or ())
-
-    def _run(
-        self,
-        predict: Predict,
-        latent: Tensor,
-        generators: list[torch.Generator],
-        step_noise: Tensor | None,
-        tiling: Tiling | None,
-        dtype: torch.dtype,
-        on_step: Callable[[SamplingStep], None] | None,
-    ) -> Tensor:
-        scheduler = self.make_scheduler()
-        network = _TiledNetwork(predict, self.settings.guidance, latent, tiling, dtype)
-        timesteps = torch.tensor(self.call_timesteps, device=latent.device)
-        for index, timestep in enumerate(self.solver_timesteps):
-            prediction = network(latent, timesteps[index], index)
-            arguments: dict[str, Any] = {}
-            if self.settings.solver == "ddim":
-                arguments["eta"] = self.settings.eta
-            if step_noise is not None:
-                arguments["variance_noise"] = step_noise[index].to(latent)
-            elif self.settings.solver != "unipc":
-                arguments["generator"] = generators
-            outcome = scheduler.step(prediction, timestep, latent, **arguments)
-            latent = outcome.prev_sample
-            if on_step is not None:
-                on_step(SamplingStep(index, latent, getattr(outcome, "pred_original_sample", None)))
-        return latent
 
 
 class _TiledNetwork:
