@@ -162,6 +162,12 @@ class _PlantedDetail(Metric):
             "from natural texture on"
         )
 
+    def score_batch(self, batch: ScoringBatch) -> list[Score]:
+        """As for every metric; without a probe that is the reason, whatever else is absent."""
+        if batch.marks is None or all(own is None for own in batch.marks):
+            return [Score(None, NO_PROBE)] * len(batch)
+        return super().score_batch(batch)
+
     def score(self, batch: ScoringBatch) -> list[Score]:
         """Share of the marks that appear, in [0, 1]; null in the other variant and without the probe."""
         return [self._score(batch, row) for row in range(len(batch))]

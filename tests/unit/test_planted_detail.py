@@ -144,6 +144,9 @@ def test_marks_that_natural_texture_hides_do_not_count() -> None:
     assert "@reference" in (MarkFalseCopy().score_batch(batch)[0].reason or "")
     assert MarkRecall().score_batch(replace(batch, marks=None))[0] == (None, NO_PROBE)
     assert MarkRecall().score_batch(replace(batch, marks=[None]))[0] == (None, NO_PROBE)
+    bare = replace(batch, marks=None, truth=None, landmarks=None, references=[[]])
+    for metric in (MarkRecall(), MarkFalseCopy()):
+        assert metric.score_batch(bare)[0] == (None, NO_PROBE), "the probe is named, not what a probe would need"
 
 
 def test_contrast_is_disc_mean_minus_the_rings_quartile(orl_root: Path) -> None:
