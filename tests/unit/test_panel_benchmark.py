@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from bench.errors import UsageError
-from bench.runs.panel_benchmark import COUNTERPARTS, measure_panel, run_words
-
-pytest.importorskip("pyiqa")
+from bench.runs.panel_benchmark import COUNTERPARTS, _difference, measure_panel, run_words
 
 
+@pytest.mark.slow
 def test_both_sides_score_the_same_pictures_and_agree() -> None:
+    pytest.importorskip("pyiqa")
     names = ["psnr_rgb", "ssim_y", "ms_ssim", "niqe", "brisque"]
     result = measure_panel(images=3, size=192, threads=1, loop=2, distinct=2, only=",".join(names))
     assert [metric["name"] for metric in result["metrics"]] == names
@@ -25,15 +25,25 @@ def test_both_sides_score_the_same_pictures_and_agree() -> None:
     assert result["cpu_ratio"] > 0
 
 
-def test_a_difference_beyond_the_tolerance_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize(
+    ("ours", "within", "compared"),
+    [([30.0, 31.0], True, 2), ([30.0, 31.02], False, 2), ([30.0, None], False, 1), ([None, None], False, 0)],
+)
+def test_what_differs_too_much_or_has_no_value_is_not_within(
+    ours: list[float | None], within: bool, compared: int
 ) -> None:
-    monkeypatch.setitem(COUNTERPARTS, "psnr_y", COUNTERPARTS["psnr_y"]._replace(tolerance=1e-9))
-    assert run_words(["metrics=psnr_y", "images=1", "size=192", "threads=1", "loop=1"], as_json=False) == 1
-    assert " NO " in capsys.readouterr().out
+    found = _difference("psnr_y", {"ours": {"psnr_y": [*ours, 99.0]}, "pyiqa": {"psnr_y": [30.0, 31.0]}}, {})
+    assert (found["within"], found["compared"], found["own_luma"]) == (within, compared, None)
+
+
+def test_luma_that_pyiqa_rounds_is_compared_rounded() -> None:
+    found = _difference("ssim_y", {"ours": {"ssim_y": [0.9]}, "pyiqa": {"ssim_y": [0.898]}}, {"ssim_y": [0.898]})
+    assert (found["largest_difference"], found["within"]) == (0.0, True)
+    assert found["own_luma"] == pytest.approx(0.002)
 
 
 @pytest.mark.parametrize("words", [["metrics=fid"], ["size=64"], ["images=few"], ["frames=3"]])
 def test_wrong_words_are_refused(words: list[str]) -> None:
+    pytest.importorskip("pyiqa")
     with pytest.raises(UsageError):
         run_words(words, as_json=False)
