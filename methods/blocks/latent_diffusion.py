@@ -166,8 +166,8 @@ def weights_file(base: BaseModel, path: Path, part: str) -> Path:
 
 def _from_folder(base: BaseModel, part: str, path: Path) -> nn.Module:
     file = weights_file(base, path, part)
-    _check_locked(file, f"{path.name}/{SUBFOLDERS[part]}/{file.name}")
     _check_configuration(base, part, file.with_name("config.json"))
+    _check_locked(file)
     with torch.device("meta"):
         kind: Any = type(BUILDERS[part](base))
     variant = "fp16" if file.name.endswith(".fp16.safetensors") else None
@@ -191,7 +191,7 @@ def _from_file(base: BaseModel, path: Path, parts: Sequence[str]) -> dict[str, n
         if part != "text" or base.text is not None:
             with torch.device("cpu" if part in parts and part == "text" else "meta"):
                 networks[part] = build(base)
-    _check_locked(path, path.name)
+    _check_locked(path)
     conversion = convert(
         read_checkpoint(path),
         list(released_parts(base, networks).values()),
@@ -217,7 +217,11 @@ def _check_configuration(base: BaseModel, part: str, file: Path) -> None:
             )
 
 
-def _check_locked(file: Path, name: str) -> None:
+def _check_locked(file: Path) -> None:
+    """Locks a file of the weights folder to its hash on first use; a file a user names is the user's own choice."""
+    if not file.is_relative_to(weights_folder()):
+        return
+    name = file.relative_to(weights_folder()).as_posix()
     locks_file = weights_folder() / "locks.json"
     locks: dict[str, str] = json.loads(locks_file.read_text(encoding="utf-8")) if locks_file.is_file() else {}
     digest = file_digest(file)

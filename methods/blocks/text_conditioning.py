@@ -48,7 +48,7 @@ def text_tokens(
     if base.text is None:
         if base.name != "demo" or any(prompts):
             raise UsageError(
-                f"Base model {base.name!r} has no single text encoder, so prompts {list(prompts)} have none."
+                f"Base model {base.name!r} has no text encoder here; prompts {list(prompts)} cannot be read."
             )
         return torch.zeros(len(prompts), 1, base.text_width)
     path = locate_base(base, given)
