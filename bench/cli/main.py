@@ -32,6 +32,7 @@ FILE_ERRORS = {
     errno.ENOSPC: "Free some space; the same command goes on where this one stopped.",
     errno.EDQUOT: "Free some space; the same command goes on where this one stopped.",
     errno.EFBIG: "The file size limit is reached; raise it (ulimit -f). The same command goes on.",
+    errno.ENOENT: "A folder of this path does not exist and cannot be made, or the file is gone. Give another path.",
     errno.EACCES: "Mend the permissions, or give another path.",
     errno.EPERM: "Mend the permissions, or give another path.",
     errno.EROFS: "Give a path that can be written to.",

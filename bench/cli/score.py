@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", metavar="A,B", help="metrics (default: the standard set; see bench ls metrics)")
     parser.add_argument("--label", metavar="NAME", help="name of the method in the table (default: the folder's name)")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write the score table (Parquet); FID and KID go to set_FILE"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the score table, FILE.parquet; FID and KID go to set_FILE",
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per processor)")
     parser.add_argument("--no-cache", action="store_true", help="compute everything anew and keep nothing")
@@ -51,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError(f"--workers must be at least 1, got {arguments.workers}.")
     names = _metric_names(arguments.metrics)
+    if arguments.output is not None:
+        _check_output(arguments.output)
     _pin_threads()
     found = score_folders(
         arguments.restored,
@@ -116,10 +122,38 @@ def _pin_threads() -> None:
 def _outputs(output: Path | None, found: FolderScores) -> dict[str, Path]:
     if output is None:
         return {}
-    files = {"scores": output}
-    if len(found.sets):
-        files["set_scores"] = output.with_name(f"set_{output.name}")
-    return files
+    return {"scores": output} | ({"set_scores": _set_output(output)} if len(found.sets) else {})
+
+
+def _set_output(output: Path) -> Path:
+    return output.with_name(f"set_{output.name}")
+
+
+def _check_output(output: Path) -> None:
+    """Asks before the work whether the tables can be written after it; makes the folder.
+
+    Raises:
+        UsageError: The name is not that of a Parquet file, or nothing can be written there.
+    """
+    import tempfile
+
+    from bench.errors import UsageError
+
+    for path in (output, _set_output(output)) if output.name else (output,):
+        if path.is_dir():
+            raise UsageError(f"--output {path} is a folder. Give a file: {output / 'scores.parquet'}")
+    if output.suffix.lower() != ".parquet":
+        raise UsageError(
+            f"--output {output} would be a Parquet table and must be named so: {output.with_suffix('.parquet')}"
+        )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"Cannot write {output}: {error.strerror or error}. Give a path in a folder that can be written to."
+        ) from error
 
 
 def _content(

@@ -34,3 +34,11 @@ def test_a_full_disk_is_one_line_and_nothing_half_written_is_left(tmp_path: Path
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "protocol.json").exists()
     assert not list((tmp_path / "out").rglob(".partial-*"))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder in which nobody can make another")
+def test_a_folder_that_cannot_be_made_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "freeze", "data=orl_heavy_ci", "-o", "/proc/nope/x"]) == 2
+    error = capsys.readouterr().err
+    assert "/proc/nope" in error
+    assert "Give another path" in error
