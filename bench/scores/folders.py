@@ -27,7 +27,8 @@ from bench.scores.table import ScoreRow, rows_to_frame
 if TYPE_CHECKING:
     from bench.metrics.set_metric import FeatureNetwork
 
-KEY_VERSION = 1
+KEY_VERSION = 2
+_NO_TRUTH_POINTS = "needs landmarks, which bench score finds in the ground truth: give --truth"
 
 
 @dataclass
@@ -266,10 +267,11 @@ def score_pair(task: ScoringTask) -> dict[str, Score] | str:
     """Scores of one pair by metric; why it cannot be scored if it cannot. Each picture is decoded once."""
     metrics = _loaded(task.metrics)
     try:
-        batch = _batch(task, {need for metric in metrics for need in metric.needs})
-        return {metric.name: metric.score_batch(batch)[0] for metric in metrics}
+        batch, why = _batch(task, {need for metric in metrics for need in metric.needs})
+        scores = {metric.name: metric.score_batch(batch)[0] for metric in metrics}
     except BenchError as error:
         return str(error)
+    return {name: score._replace(reason=why.get(score.reason or "", score.reason)) for name, score in scores.items()}
 
 
 @functools.lru_cache(maxsize=16)
@@ -340,7 +342,11 @@ def _files_named(place: Path) -> list[Path]:
     return sorted(path for path in place.parent.iterdir() if path.stem == place.name and path.is_file())
 
 
-def _batch(task: ScoringTask, needs: set[str]) -> ScoringBatch:
+def _batch(task: ScoringTask, needs: set[str]) -> tuple[ScoringBatch, dict[str, str]]:
+    """A pair with what the metrics need, and what to say instead of a metric's reason where a face is not known."""
+    from bench.faces.detector import main_face_points
+    from bench.weights import catalogue
+
     restored = read_image(task.restored)
     truth = None if task.truth is None else read_image(task.truth)
     if truth is not None and restored.shape != truth.shape:
@@ -349,10 +355,22 @@ def _batch(task: ScoringTask, needs: set[str]) -> ScoringBatch:
             f"The restored picture has {sizes[0]} px, the ground truth {sizes[1]}; pictures are not resized."
         )
     references = [read_image(path) for path in task.references] if "references" in needs else []
-    points = _points(truth) if truth is not None and "landmarks" in needs else None
-    reference_points = [_points(picture) for picture in references]
+    why: dict[str, str] = {}
+    points, reference_points = None, []
+    if "landmarks" in needs:
+        if reason := catalogue.missing("yunet"):
+            why["needs landmarks"] = f"needs landmarks: {reason}"
+        elif truth is None:
+            why["needs landmarks"] = _NO_TRUTH_POINTS
+        elif (points := main_face_points(truth)) is None:
+            why["needs landmarks"] = "no face detected in the ground truth"
+        elif "references" in needs:
+            reference_points = [main_face_points(picture) for picture in references]
+            pairs = zip(task.references, reference_points, strict=True)
+            if faceless := [path.name for path, found in pairs if found is None]:
+                why["needs the landmarks of the references"] = f"no face detected in reference {shorten(faceless)}"
     known = [found for found in reference_points if found is not None]
-    return ScoringBatch(
+    batch = ScoringBatch(
         image_ids=[task.name],
         restored=restored[None],
         truth=None if truth is None else truth[None],
@@ -361,13 +379,7 @@ def _batch(task: ScoringTask, needs: set[str]) -> ScoringBatch:
         reference_landmarks=[np.stack(known)] if known and len(known) == len(references) else None,
         valid=np.ones((1, *restored.shape[:2]), dtype=bool),
     )
-
-
-def _points(picture: np.ndarray) -> np.ndarray | None:
-    from bench.faces.detector import main_face_points
-    from bench.weights import catalogue
-
-    return None if catalogue.missing("yunet") else main_face_points(picture)
+    return batch, why
 
 
 def _revision(files: Sequence[Path]) -> str:

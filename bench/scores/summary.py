@@ -22,9 +22,11 @@ SUMMARY_SCHEMA = 1
 
 
 def public_reason(reason: str | None) -> str | None:
-    """A reason fit to be published: absent weights by name, without the folders of this machine."""
+    """A reason fit to be published: absent weights by name, files without the folders of this machine."""
     found = re.search(r"Weights '([^']+)'", reason or "")
-    return f"weights missing: {found.group(1)}" if found else reason
+    if found:
+        return f"weights missing: {found.group(1)}"
+    return None if reason is None else re.sub(r"(?<![\w.:/])/(?:[^\s/:]+/)+", "", reason)
 
 
 def summarise(scores: pd.DataFrame, metrics: dict[str, type[Metric]], of: int | None = None) -> dict[str, Any]:
@@ -38,9 +40,10 @@ def summarise(scores: pd.DataFrame, metrics: dict[str, type[Metric]], of: int | 
 
     Returns:
         For each metric `identity`, `title`, `unit`, `higher_is_better`, `mean`, `low`, `high`,
-        `interval`, `n`, `of`, `identities` and `reason`. A metric without any value has null for
-        mean, bounds and interval, and its most common reason; the values hold no NaN. Bounds beyond
-        what a metric can reach (its `limits`, such as 0 and 1 of a rate) are cut off there, and `interval` says so.
+        `interval`, `n`, `of`, `identities` and `reason`: why images have no value, most often;
+        null where all have one. A metric without any value has null for mean, bounds and interval; the values hold
+        no NaN. Bounds beyond what a metric can reach (its `limits`, such as 0 and 1 of a rate) are cut off there,
+        and `interval` says so.
 
     Raises:
         UsageError: One metric carries two identities.
@@ -68,7 +71,7 @@ def summarise(scores: pd.DataFrame, metrics: dict[str, type[Metric]], of: int | 
             "n": int(rows["value"].notna().sum()),
             "of": total,
             "identities": len(means),
-            "reason": None if interval else (str(reasons.mode().iloc[0]) if len(reasons) else "not scored"),
+            "reason": str(reasons.mode().iloc[0]) if len(reasons) else (None if interval else "not scored"),
         }
     return summary
 

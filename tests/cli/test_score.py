@@ -19,7 +19,7 @@ from bench.metrics.metric import Metric
 from bench.registry import METRIC_ALIASES, metric_classes, resolve_metric, set_metric_classes
 from bench.scores import feature_cache
 from bench.scores.folders import identity_of, pair_folders, references_of
-from bench.scores.summary import summarise
+from bench.scores.summary import public_reason, summarise
 from bench.scores.table import ScoreRow, read_table, rows_to_frame
 
 METRICS = "psnr_y,haarpsi,id,ips"
@@ -145,7 +145,78 @@ def test_pictures_without_a_face_are_null_where_a_face_is_needed(
     assert code == 0
     assert summary["metrics"]["haarpsi"]["n"] == 1
     assert summary["metrics"]["id"]["mean"] is None
-    assert "landmarks" in summary["metrics"]["id"]["reason"]
+    assert summary["metrics"]["id"]["reason"] == "no face detected in the ground truth"
+
+
+def test_ips_says_which_face_it_lacks(
+    folders: tuple[Path, Path], tmp_path: Path, orl_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    restored, truth = folders
+    people = tmp_path / "people"
+    (people / "s1").mkdir(parents=True)
+    shutil.copy(orl_root / "s1" / "8.pgm", people / "s1" / "8.pgm")
+    write_png(people / "s2" / "wall.png", np.full((96, 96, 3), 120, np.uint8))
+    words = ["--references", str(people), "--metrics", "ips", "-o", str(tmp_path / "s.parquet")]
+    assert main(["score", "--restored", str(restored), *words]) == 0
+    reasons = read_table(tmp_path / "s.parquet").set_index("image_id")["reason"]
+    assert "give --truth" in reasons["s1/1"]
+    assert reasons["s3/1"] == "needs references and landmarks"
+    write_png(truth / "s1" / "2.png", np.full((112, 92, 3), 120, np.uint8))
+    (truth / "s1" / "2.pgm").unlink()
+    assert _score(capsys, restored, truth, *words)[0] == 0
+    table = read_table(tmp_path / "s.parquet").set_index("image_id")
+    assert table.loc["s1/1", "value"] == pytest.approx(table.loc["s1/1", "value"])
+    assert table.loc["s1/2", "reason"] == "no face detected in the ground truth"
+    assert table.loc["s2/1", "reason"] == "no face detected in reference wall.png"
+    assert table.loc["s3/1", "reason"] == "needs references"
+
+
+def test_the_commonest_reason_stands_beside_a_mean_of_fewer_pictures(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    restored, truth = folders
+    write_png(restored / "s1" / "1.png", np.full((112, 92, 3), 120, np.uint8))
+    assert main(["score", "--restored", str(restored), "--truth", str(truth), "--metrics", "lmd_px,psnr_y"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "/6" in line}
+    assert "5/6" in lines["LMD"] and "no face detected" in lines["LMD"]
+    assert lines["PSNR-Y"].rstrip().endswith("6/6")
+
+
+def test_reasons_are_published_without_folders() -> None:
+    assert public_reason("Cannot read /home/anna/out/1.png: empty") == "Cannot read 1.png: empty"
+    assert public_reason("see https://example.org/a/b and/or c") == "see https://example.org/a/b and/or c"
+    assert public_reason(None) is None
+
+
+@pytest.mark.parametrize("name", ["scores.json", "scores.csv", "face.png", "scores", ""])
+def test_the_table_never_takes_the_place_of_another_file(
+    name: str, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    if name:
+        path.write_bytes(b"of the user")
+    words = ["--restored", str(folders[0]), "--truth", str(folders[1]), "--metrics", "psnr_y", "-o", str(path)]
+    assert main(["score", *words]) == 2
+    message = capsys.readouterr().err
+    assert str(path) in message and ".parquet" in message and ".partial" not in message
+    assert not name or path.read_bytes() == b"of the user"
+
+
+def test_where_nothing_can_be_written_nothing_is_scored(
+    folders: tuple[Path, Path], tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.parquet").mkdir()
+    places = [tmp_path / "file" / "x.parquet", tmp_path / "folder.parquet"]
+    if Path("/proc").is_dir():
+        places.append(Path("/proc/nope/x.parquet"))
+    for place in places:
+        words = ["--restored", str(folders[0]), "--truth", str(folders[1]), "--metrics", "psnr_y", "-o", str(place)]
+        assert main(["score", *words]) == 2
+        message = capsys.readouterr().err
+        assert str(place) in message
+        assert ".partial" not in message and "Traceback" not in message
+    assert not own_cache.exists()
 
 
 def test_references_are_never_the_truth(tmp_path: Path, folders: tuple[Path, Path], orl_root: Path) -> None:

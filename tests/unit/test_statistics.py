@@ -315,7 +315,7 @@ def test_summary_carries_coverage_and_reasons():
     assert (psnr["title"], psnr["unit"], psnr["higher_is_better"]) == ("PSNR", "dB", True)
     assert (psnr["n"], psnr["of"], psnr["identities"]) == (59, 60, 12)
     assert psnr["interval"] == "student-t over 12 identities"
-    assert psnr["reason"] is None
+    assert psnr["reason"] == "no face"
     assert psnr["mean"] == pytest.approx(pd.Series(values, dtype=float).groupby(np.arange(60) // 5).mean().mean())
     assert summary["niqe"] == {
         "identity": "niqe@1",
