@@ -19,7 +19,6 @@ by the mean of s1 to s12 gives .80 ± .11 and .08 ± .15 (d' 5.5), which is what
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -119,11 +118,7 @@ def mean_descriptor() -> np.ndarray:
 
 def unavailable() -> str | None:
     """Why the judge cannot be used here, or None."""
-    try:
-        importlib.metadata.version(_distribution())
-    except importlib.metadata.PackageNotFoundError:
-        return _no_dlib()
-    return catalogue.missing("dlib_resnet")
+    return no_dlib() if dlib_version() == "absent" else catalogue.missing("dlib_resnet")
 
 
 def judge_identity() -> str:
@@ -131,7 +126,7 @@ def judge_identity() -> str:
     mean = hashlib.sha256(_mean_path().read_bytes()).hexdigest()[:12]
     template = hashlib.sha256(repr(JUDGE_150).encode()).hexdigest()[:12]
     return (
-        f"dlib-resnet(dlib {importlib.metadata.version(_distribution())}, "
+        f"dlib-resnet(dlib {dlib_version()}, "
         f"weights {catalogue.short_hash('dlib_resnet')}, "
         f"RGB chip {CHIP_SIZE} cubic similarity template {template}, centred mean {mean})"
     )
@@ -141,19 +136,16 @@ def _mean_path() -> Path:
     return Path(__file__).with_name(_MEAN_FILE)
 
 
-@cache
-def _distribution() -> str:
-    """The distribution that provides the module dlib: dlib-bin (binary wheels) or dlib (source)."""
-    for name in ("dlib-bin", "dlib"):
-        try:
-            importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return name
-    return "dlib-bin"
+def dlib_version() -> str:
+    """Version of the distribution that provides the module dlib, dlib-bin (binary wheels) or dlib; or "absent"."""
+    from bench.metrics.common import version
+
+    found = (version(name) for name in ("dlib-bin", "dlib"))
+    return next((own for own in found if own != "absent"), "absent")
 
 
-def _no_dlib() -> str:
+def no_dlib() -> str:
+    """What to do where dlib is absent."""
     return 'needs the Python package dlib-bin; install it with: pip install "face-restoration-bench[demo]"'
 
 
@@ -162,5 +154,5 @@ def _network() -> Any:
     try:
         import dlib
     except ImportError as error:
-        raise MissingError(f"The identity judge {_no_dlib()}") from error
+        raise MissingError(f"The identity judge {no_dlib()}") from error
     return dlib.face_recognition_model_v1(str(catalogue.locate("dlib_resnet")))

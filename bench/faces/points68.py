@@ -7,10 +7,10 @@ over the training photographs of ORL. The predictor was trained on iBUG 300-W, w
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from bench.faces.dlib_judge import dlib_version, no_dlib
 from bench.faces.geometry import ARCFACE_112, similarity
 from bench.faces.remembered import Remembered, picture_key
 from bench.weights import catalogue
@@ -28,9 +28,7 @@ _found: Remembered[np.ndarray] = Remembered()
 
 def unavailable() -> str | None:
     """Why the predictor cannot be used here, or None."""
-    if importlib.util.find_spec("dlib") is None:
-        return 'needs the Python package dlib-bin; install it with: pip install "face-restoration-bench[demo]"'
-    return catalogue.missing(WEIGHTS)
+    return no_dlib() if dlib_version() == "absent" else catalogue.missing(WEIGHTS)
 
 
 def points_68(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -56,10 +54,8 @@ def points_68(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def predictor_identity() -> str:
     """Implementation, version, weights and box, for metric identities."""
-    from bench.metrics.common import version
-
     return (
-        f"dlib 68 points(dlib {version('dlib-bin')}, weights {catalogue.short_hash(WEIGHTS)}, "
+        f"dlib 68 points(dlib {dlib_version()}, weights {catalogue.short_hash(WEIGHTS)}, "
         f"box {'/'.join(f'{number:g}' for number in BOX_112)} of 112 by five points, at least {SMALLEST_BOX:g} px)"
     )
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _NOTHING = "the region does not lie inside the photograph"
+_FLAT = 1e-12  # mean squared gradient up to which only rounding is left
 _REGIONS = "regions 1 by the ground truth's points"
 
 
@@ -57,12 +58,14 @@ class _RegionSharpness(_Region):
         )
 
     def score(self, batch: ScoringBatch) -> list[Score]:
-        """Ratio of the gradients' root mean squares, restored to ground truth."""
+        """Ratio of the gradients' root mean squares, restored to ground truth; null where that is flat."""
         mask = region_mask(batch, self.region).double()
         restored, truth = (
             (energy * mask).sum(dim=(1, 2, 3)) for energy in batch.once("gradient energies", lambda: _energies(batch))
         )
-        return scores((restored / truth).sqrt().tolist(), f"{_NOTHING}, or the ground truth is flat there")
+        shown = truth > _FLAT * mask.sum(dim=(1, 2, 3))
+        ratios = (restored / truth).sqrt().where(shown, float("nan"))
+        return scores(ratios.tolist(), f"{_NOTHING}, or the ground truth is flat there")
 
 
 class _RegionLpips(LpipsMap):

@@ -172,6 +172,35 @@ def test_sharpness_is_the_ratio_of_sobel_gradients(points: np.ndarray) -> None:
     assert values("sharpness_eyes", batch_of([soft], points))[0] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("level", [0, 60, 128, 200, 255])
+def test_sharpness_against_a_flat_truth_is_null(level: int, points: np.ndarray) -> None:
+    """Rounding leaves a flat ground truth's gradients tiny, not zero; a step of one level still counts."""
+    batch = batch_of([truth_picture()], points)
+    flat = np.full((1, SIZE, SIZE, 3), level, np.uint8)
+    value, reason = scored("sharpness_skin", replace(batch, truth=flat))[0]
+    assert value is None
+    assert reason and "flat" in reason
+    stepped = flat.copy()
+    stepped[:, :, : SIZE // 2, 2] ^= 1
+    assert values("sharpness_skin", replace(batch, truth=stepped))[0] > 1
+
+
+def test_dlib_is_named_whoever_built_it(points: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.faces import dlib_judge, points68
+    from bench.metrics import common
+
+    if points68.unavailable():
+        pytest.skip("needs dlib")
+    installed = {"dlib": "19.24.9"}
+    monkeypatch.setattr(common, "version", lambda name: installed.get(name, "absent"))
+    assert "dlib 19.24.9" in points68.predictor_identity()
+    assert "dlib 19.24.9" in dlib_judge.judge_identity()
+    assert dlib_judge.unavailable() is None
+    installed.clear()
+    for reason in (points68.unavailable(), dlib_judge.unavailable()):
+        assert reason and "dlib-bin" in reason
+
+
 def test_68_points_lie_where_the_five_do(points: np.ndarray) -> None:
     from bench.faces import points68
 
