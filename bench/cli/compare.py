@@ -112,8 +112,8 @@ def _legend(comparisons: list[Comparison]) -> list[str]:
         f"identities in common: {pairs}",
         "p: two-sided sign-flip test on identity means, exact up to 20. A is better or worse where Holm p < .05.",
         "d_z: mean difference over its standard deviation between identities. better on: identities with A ahead.",
-        "shows .05 / .01: smallest true difference that one such test shows at that level with 80 % power, with so "
-        "many identities and the spread seen here.",
+        "shows .05 / .01: smallest true difference that one such test shows at that level with 80 % power, with the "
+        "identities in common and the spread between them seen here.",
         *dict.fromkeys(
             f"95 % intervals of skewed differences may be too narrow: {note}"
             for one in comparisons
@@ -139,6 +139,7 @@ def _draw(arguments: argparse.Namespace, tables: list[pd.DataFrame], comparisons
 
 
 def _row(one: Comparison) -> list[str]:
+    from bench.registry import metric_classes
     from bench.report.terminal import number, p_value
     from bench.scores.power import comparison_power
 
@@ -150,7 +151,9 @@ def _row(one: Comparison) -> list[str]:
     p_values = [p_value(one.p), p_value(one.p_adjusted)]
     ahead = "n/a" if one.a_better is None else f"{one.a_better}/{one.n_identities}"
     smallest = comparison_power(one).smallest_difference.values()
-    shows = ["nothing" if value is None else f"{value:.3g}" for value in smallest]
+    known = metric_classes().get(one.metric)
+    unit = f" {known.unit}" if known and known.unit else ""
+    shows = ["nothing" if value is None else f"{value:.3g}{unit}" for value in smallest]
     means = [number(one.mean_a), number(one.mean_b)]
     return [one.metric, *means, difference, *p_values, verdict, size, ahead, *shows]
 

@@ -7,12 +7,14 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from bench.cli import compare as verb
 from bench.errors import UsageError
-from bench.scores.power import smallest_effect
-from bench.scores.statistics import holm, identity_means, mean_interval, sign_flip_test
+from bench.scores.power import comparison_power, smallest_effect
+from bench.scores.statistics import compare_identity_means, holm, identity_means, mean_interval, sign_flip_test
 from bench.scores.table import write_table
 from tests.unit.run_folders import make_run, score_frame
 
@@ -130,3 +132,12 @@ def test_what_cannot_be_compared_is_said(runs, tmp_path):
     (tmp_path / "text.parquet").write_text("no table")
     with pytest.raises(UsageError, match="Cannot read"):
         compare(folders[0], tmp_path / "text.parquet")
+
+
+def test_the_smallest_difference_has_the_metrics_unit():
+    people = [f"s{i}" for i in range(12)]
+    values = pd.Series(np.linspace(-1, 1, 12), index=people)
+    for name, unit in (("psnr_y", " dB"), ("lmd_px", " px"), ("id", "")):
+        one = compare_identity_means(values, values * 0, name, True, 60)
+        wanted = comparison_power(one).smallest_difference
+        assert verb._row(one)[-2:] == [f"{wanted[level]:.3g}{unit}" for level in (0.05, 0.01)]
