@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bench.protocol.card import DatasetCard
     from bench.weights.catalogue import WeightsEntry
 
 EXAMPLES = """examples:
@@ -88,7 +89,7 @@ def _has_weights(method: str, size: str) -> bool:
 
 def _data() -> list[dict[str, Any]]:
     from bench.errors import BenchError
-    from bench.protocol.card import DatasetCard, data_root, load_card
+    from bench.protocol.card import data_root
     from bench.registry import data_folders
 
     cards: dict[str, DatasetCard | None] = {}
@@ -98,10 +99,7 @@ def _data() -> list[dict[str, Any]]:
             content = _load_yaml(path.read_text("utf-8"))
             name = content.get("card", "")
             if name not in cards:
-                try:
-                    cards[name] = load_card(name)
-                except BenchError:
-                    cards[name] = None
+                cards[name] = _card(name)
             card = cards[name]
             try:
                 present = card is not None and data_root(card, content.get("root")).is_dir()
@@ -111,6 +109,18 @@ def _data() -> list[dict[str, Any]]:
             row = {"name": path.stem, "title": content.get("title", ""), "present": present, "licence": licence}
             rows.setdefault(path.stem, row)
     return list(rows.values())
+
+
+def _card(name: str) -> DatasetCard | None:
+    """A data card as it is written, unchecked; None where it is absent or not valid."""
+    from bench.paths import resource_root
+    from bench.protocol.card import DatasetCard
+
+    path = resource_root() / "datasets" / f"{name}.yaml"
+    try:
+        return DatasetCard(**_load_yaml(path.read_text("utf-8")))
+    except (OSError, TypeError):
+        return None
 
 
 def _metrics() -> list[dict[str, Any]]:
