@@ -11,36 +11,47 @@ experiments are protocols here: a sweep over several protocols has one parent in
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from bench.errors import UsageError
 from bench.files import sha256_file, write_json
-from bench.paths import bench_home
 from bench.scores.summary import read_summary
+from bench.tracking.marker import (
+    MARKER,
+    PENDING,
+    REPORT,
+    public,
+    recorded_ids,
+    recorded_run,
+    recorded_sweep,
+    report_hash,
+    scores_hash,
+    store_folder,
+    tracking_uri,
+)
+from bench.tracking.run_fields import LONGEST_PARAMETER, allowed_key, image_table, metrics, parameters
 from bench.tracking.sweep import RECORD, by_protocol, join_sweep, read_sweep, sweep_of
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 Found = TypeVar("Found")
 log = logging.getLogger(__name__)
 
-MARKER = "mlflow.json"
-PENDING = "mlflow_pending.json"
 ARTIFACTS = (
     "summary.json",
     "scores.parquet",
     "set_scores.parquet",
-    "report.html",
+    REPORT,
     "config.yaml",
     "protocol.json",
     "environment.json",
@@ -48,6 +59,7 @@ ARTIFACTS = (
 )
 IMAGES = "images.json"
 PARENT = "mlflow.parentRunId"
+SUPERSEDED = "bench.superseded_by"
 # Tables being created and connections being tried again are no news to whoever finished a run.
 QUIETED = {
     "alembic": logging.WARNING,
@@ -56,19 +68,8 @@ QUIETED = {
 }
 LOCK_SECONDS = 600
 ANSWER_SECONDS = 5
-LONGEST_PARAMETER = 500
 LONGEST_REASON = 240
 BATCH = 100
-
-
-def store_folder() -> Path:
-    """Folder of the default store and of the lock."""
-    return bench_home() / "mlflow"
-
-
-def tracking_uri() -> str:
-    """`$MLFLOW_TRACKING_URI`, else the default SQLite store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(store_folder() / 'mlflow.db').resolve()}"
 
 
 def record_run(run_dir: Path) -> str | None:
@@ -77,8 +78,9 @@ def record_run(run_dir: Path) -> str | None:
     The experiment is the protocol's name. The run carries parameters (`config.yaml`, flattened),
     means with `.low`, `.high` and `.n`, and the folder's tables, report and configuration; `images.json`
     is the table of every image's values, which MLflow's pages can show. A job of a sweep is a child of the
-    sweep's run. A folder whose scores are already in the store is left as it is. `mlflow.json` in the folder
-    names the run; on failure `mlflow_pending.json` holds the reason and `bench sync` tries again.
+    sweep's run. A folder whose scores and report are already in the store is left as it is; of one whose report
+    alone was written again, that is uploaded. `mlflow.json` in the folder names the run; on failure
+    `mlflow_pending.json` holds the reason and `bench sync FOLDER` tries again.
 
     Args:
         run_dir: Folder of a finished run.
@@ -108,16 +110,6 @@ def record_sweep(folder: Path) -> list[str] | None:
     return _noting_failure(Path(folder), lambda uri: recorded_sweep(folder) or _complete_locked(Path(folder), uri))
 
 
-def recorded_sweep(folder: Path) -> list[str] | None:
-    """Ids of the parent runs if the present record of a sweep is already in the present store, or None."""
-    try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        current = marker["tracking_uri"] == public(tracking_uri())
-        return list(marker["runs"]) if current and marker["sha256"] == sha256_file(folder / RECORD) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _noting_failure(folder: Path, work: Callable[[str], Found]) -> Found | None:
     """Result of the work, or None with the reason in `mlflow_pending.json`."""
     uri = tracking_uri()
@@ -126,36 +118,15 @@ def _noting_failure(folder: Path, work: Callable[[str], Found]) -> Found | None:
         (folder / PENDING).unlink(missing_ok=True)
         return found
     except Exception as error:
-        reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}").strip().replace(uri, public(uri))
-        reason = reason[:LONGEST_REASON]
-        log.warning("MLflow did not take %s (%s); `bench sync` tries again.", folder, reason)
+        reason = _reason(error, uri)
+        again = shlex.quote(str(folder))
+        log.warning("MLflow did not take %s (%s); this tries again: bench sync %s", folder, reason, again)
         try:
             if folder.is_dir():
                 now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
                 write_json(folder / PENDING, {"tracking_uri": public(uri), "reason": reason, "created": now})
         except OSError as failure:
             log.warning("Cannot note that in %s: %s", folder, failure)
-        return None
-
-
-def public(uri: str) -> str:
-    """An address without the user and password that may stand in it."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
-
-
-def recorded_run(run_dir: Path) -> str | None:
-    """MLflow run id of a folder whose present scores are already in the present store, or None."""
-    try:
-        marker = json.loads((run_dir / MARKER).read_text(encoding="utf-8"))
-        sweep = sweep_of(run_dir)
-        current = (
-            marker["tracking_uri"] == public(tracking_uri())
-            and marker["scores_sha256"] == _scores_hash(run_dir)
-            and marker.get("sweep") == (sweep and sweep["id"])
-        )
-        return str(marker["run_id"]) if current else None
-    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -167,6 +138,11 @@ def finished_runs(root: Path) -> list[Path]:
             found.append(Path(folder))
             children.clear()
     return sorted(found)
+
+
+def _reason(error: Exception, uri: str) -> str:
+    text = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}").strip().replace(uri, public(uri))
+    return text[:LONGEST_REASON]
 
 
 @contextmanager
@@ -194,17 +170,16 @@ def _complete_locked(folder: Path, uri: str) -> list[str]:
 
 def _import(run_dir: Path, uri: str) -> str:
     summary = read_summary(run_dir)
-    parameters = dict(_flatten(_config(run_dir)))
-    scores_sha256 = _scores_hash(run_dir)
     tags = {
         "bench.run_folder": str(run_dir.resolve()),
-        "bench.scores_sha256": scores_sha256,
+        "bench.scores_sha256": scores_hash(run_dir),
         "protocol_id": summary["protocol_id"],
         "method": summary["method"],
         "method_revision": summary["method_revision"],
         "seed": str(summary["seed"]),
         "code": summary.get("code_revision") or "unknown",
     }
+    report = report_hash(run_dir)
     client = _client(uri)
     experiment = _experiment(client, summary["protocol"], uri)
     sweep = sweep_of(run_dir)
@@ -216,8 +191,8 @@ def _import(run_dir: Path, uri: str) -> str:
     if run_id is None:
         name = f"{summary['method']} {run_dir.name}"
         run_id = client.create_run(experiment, tags=tags | family, run_name=name).info.run_id
-        _log(client, run_id, parameters, _metrics(summary))
-        client.log_table(run_id, _image_table(run_dir), IMAGES)
+        _log(client, run_id, parameters(run_dir), metrics(summary))
+        client.log_table(run_id, image_table(run_dir), IMAGES)
         for artifact in ARTIFACTS:
             if (run_dir / artifact).is_file():
                 client.log_artifact(run_id, str(run_dir / artifact))
@@ -225,20 +200,37 @@ def _import(run_dir: Path, uri: str) -> str:
     else:
         for key, value in family.items():
             client.set_tag(run_id, key, value)
+        if report:
+            client.log_artifact(run_id, str(run_dir / REPORT))
+    if sweep:
+        _supersede(client, experiment, family, run_id)
     marker = {"tracking_uri": public(uri), "experiment": summary["protocol"], "run_id": run_id}
-    write_json(run_dir / MARKER, marker | {"scores_sha256": scores_sha256, "sweep": sweep and sweep["id"]})
+    hashes = {"scores_sha256": tags["bench.scores_sha256"], "report_sha256": report}
+    write_json(run_dir / MARKER, marker | hashes | {"sweep": sweep and sweep["id"]})
     return run_id
+
+
+def _supersede(client: MlflowClient, experiment: str, family: dict[str, str], run_id: str) -> None:
+    """Leaves a sweep one child per job: what an earlier scoring of the same job gave steps out of it."""
+    query = f"tags.`bench.sweep` = '{family['bench.sweep']}' and tags.`bench.job` = '{family['bench.job']}'"
+    for run in _search(client, experiment, query):
+        tags = run.data.tags
+        if run.info.run_id == run_id:
+            if SUPERSEDED in tags:
+                client.delete_tag(run_id, SUPERSEDED)
+        elif tags.get(SUPERSEDED) != run_id:
+            client.set_tag(run.info.run_id, SUPERSEDED, run_id)
+            if PARENT in tags:
+                client.delete_tag(run.info.run_id, PARENT)
 
 
 def _parent(client: MlflowClient, experiment: str, sweep: dict[str, Any]) -> str:
     """The sweep's run in an experiment; made where there is none. It ends when the sweep does."""
-    found = client.search_runs([experiment], filter_string=f"tags.`bench.sweep_parent` = '{sweep['id']}'")
-    if found:
+    if found := _search(client, experiment, f"tags.`bench.sweep_parent` = '{sweep['id']}'"):
         return str(found[0].info.run_id)
     tags = {"bench.sweep_parent": str(sweep["id"])}
     run_id = str(client.create_run(experiment, tags=tags, run_name=f"sweep {sweep['id']}").info.run_id)
-    parameters = {"command": sweep["command"][:LONGEST_PARAMETER], "jobs": str(sweep["jobs"])}
-    _log(client, run_id, parameters, {})
+    _log(client, run_id, {"command": sweep["command"][:LONGEST_PARAMETER], "jobs": str(sweep["jobs"])}, {})
     return run_id
 
 
@@ -247,29 +239,24 @@ def _complete(folder: Path, uri: str) -> list[str]:
     told = {"id": record["id"], "command": record["command"], "jobs": len(record["jobs"])}
     codes = [job["exit_code"] for job in record["jobs"]]
     client = _client(uri)
-    runs = []
+    runs: dict[str, str] = {}
     for name, members in by_protocol(record).items():
-        experiment = _experiment(client, read_summary(members[0])["protocol"], uri)
+        protocol = read_summary(members[0])["protocol"]
+        experiment = _experiment(client, protocol, uri)
         run_id = _parent(client, experiment, told)
+        for child in _search(client, experiment, f"tags.`bench.sweep` = '{record['id']}'"):
+            # Their parent may have been deleted in the store since.
+            if SUPERSEDED not in child.data.tags and child.data.tags.get(PARENT) != run_id:
+                client.set_tag(child.info.run_id, PARENT, run_id)
         for artifact in (RECORD, f"report-{name}.html"):
             if (folder / artifact).is_file():
                 client.log_artifact(run_id, str(folder / artifact))
         _log(client, run_id, {}, {"jobs_failed": sum(code != 0 for code in codes)})
         client.set_terminated(run_id, "FINISHED" if not any(codes) else "FAILED")
-        runs.append(run_id)
-    marker = {"tracking_uri": public(uri), "runs": runs, "sha256": sha256_file(folder / RECORD)}
-    write_json(folder / MARKER, marker)
-    return runs
-
-
-def _image_table(run_dir: Path) -> pd.DataFrame:
-    """One row per image, one column per metric."""
-    from bench.scores.table import read_table
-
-    scores = read_table(run_dir / "scores.parquet")
-    table = scores.pivot(index=["image_id", "identity"], columns="metric", values="value").reset_index()
-    table.columns.name = None
-    return table.astype(object).where(table.notna(), None)
+        runs[run_id] = protocol
+    marker = {"tracking_uri": public(uri), "runs": list(runs), "experiments": list(runs.values())}
+    write_json(folder / MARKER, marker | {"sha256": sha256_file(folder / RECORD)})
+    return list(runs)
 
 
 def _client(uri: str) -> MlflowClient:
@@ -330,13 +317,12 @@ def _artifact_location(uri: str, experiment: str) -> str | None:
 
 
 def _finished_earlier(client: MlflowClient, experiment: str, tags: dict[str, str]) -> str | None:
-    """Run of an import that was killed before it could write the marker; half-made ones are deleted."""
-    quoted = tags["bench.run_folder"].replace("'", "''")
-    if "'" in quoted:
-        return None
-    query = f"tags.`bench.run_folder` = '{quoted}' and tags.`bench.scores_sha256` = '{tags['bench.scores_sha256']}'"
+    """Run that already holds these scores of this folder; half-made ones, of imports that were killed, are deleted."""
     finished = None
-    for run in client.search_runs([experiment], filter_string=query):
+    # A filter cannot hold every folder's name: MLflow has no way to write an apostrophe.
+    for run in _search(client, experiment, f"tags.`bench.scores_sha256` = '{tags['bench.scores_sha256']}'"):
+        if run.data.tags.get("bench.run_folder") != tags["bench.run_folder"]:
+            continue
         if run.info.status == "FINISHED":
             finished = str(run.info.run_id)
         else:
@@ -344,50 +330,55 @@ def _finished_earlier(client: MlflowClient, experiment: str, tags: dict[str, str
     return finished
 
 
+def _search(client: MlflowClient, experiment: str, query: str = "") -> list[Run]:
+    """All runs of an experiment that fit, without deleted ones."""
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment], filter_string=query, max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def forget_lost(folders: Sequence[Path]) -> str | None:
+    """Deletes the marker of each folder whose runs the present store does not hold, or holds as deleted.
+
+    A marker says what was imported once; the store may have been removed since, or a run deleted in MLflow's
+    pages. The store is asked once for each experiment.
+
+    Args:
+        folders: Folders of runs and of sweeps.
+
+    Returns:
+        Why the store could not be asked, or None. Never raises an `Exception`.
+    """
+    named = {folder: ids for folder in folders if (ids := recorded_ids(folder))}
+    if not named:
+        return None
+    uri = tracking_uri()
+    try:
+        with _store_lock():
+            client = _client(uri)
+            there: set[tuple[str, str]] = set()
+            for name in sorted({experiment for ids in named.values() for experiment, _ in ids}):
+                experiment = client.get_experiment_by_name(name)
+                if experiment is not None and experiment.lifecycle_stage != "deleted":
+                    there |= {(name, run.info.run_id) for run in _search(client, experiment.experiment_id)}
+        for folder, ids in named.items():
+            if not ids <= there:
+                (folder / MARKER).unlink(missing_ok=True)
+    except Exception as error:
+        return _reason(error, uri)
+    return None
+
+
 def _log(client: MlflowClient, run_id: str, parameters: dict[str, str], metrics: dict[str, float]) -> None:
     from mlflow.entities import Metric, Param
 
     now = int(datetime.datetime.now(datetime.UTC).timestamp() * 1000)
     params = [Param(key, value) for key, value in parameters.items()]
-    values = [Metric(_key(key), value, now, 0) for key, value in metrics.items()]
+    values = [Metric(allowed_key(key), value, now, 0) for key, value in metrics.items()]
     for start in range(0, max(len(params), len(values)), BATCH):
         client.log_batch(run_id, metrics=values[start : start + BATCH], params=params[start : start + BATCH])
-
-
-def _metrics(summary: dict[str, Any]) -> dict[str, float]:
-    values: dict[str, float | None] = {
-        name: summary.get(name) for name in ("seconds_per_image", "peak_memory_mb", "parameters", "images")
-    }
-    values["failed"] = len(summary.get("failed") or {})
-    for name, metric in summary["metrics"].items():
-        values |= {name: metric["mean"], f"{name}.low": metric["low"], f"{name}.high": metric["high"]}
-        values[f"{name}.n"] = metric["n"]
-    for name, metric in (summary.get("set_metrics") or {}).items():
-        values |= {name: metric["value"], f"{name}.low": metric["low"], f"{name}.high": metric["high"]}
-        values[f"{name}.n"] = metric["n"]
-    return {name: float(value) for name, value in values.items() if value is not None}
-
-
-def _config(run_dir: Path) -> Any:
-    import yaml
-
-    path = run_dir / "config.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and (value or not prefix):
-        for key, child in value.items():
-            yield from _flatten(child, f"{prefix}.{key}" if prefix else str(key))
-        return
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    yield _key(prefix), text if len(text) <= LONGEST_PARAMETER else text[: LONGEST_PARAMETER - 1] + "…"
-
-
-def _key(name: str) -> str:
-    """`name` with what MLflow's keys may not hold replaced."""
-    return re.sub(r"[^\w./ -]", "_", name)[:250]
-
-
-def _scores_hash(run_dir: Path) -> str:
-    return sha256_file(run_dir / "scores.parquet")

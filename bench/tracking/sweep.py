@@ -132,6 +132,19 @@ def finished_sweeps(root: Path) -> list[Path]:
     return found
 
 
+def sweep_folder(run_dir: Path, root: Path) -> Path | None:
+    """Folder of the finished sweep that a run is a job of, found beside the run or under a runs folder, or None."""
+    told = sweep_of(run_dir)
+    places = [run_dir.resolve().parent, root] if told else []
+    finished = [folder for place in places for folder in finished_sweeps(place)]
+    return next((folder for folder in finished if told and folder.name == told["id"]), None)
+
+
+def sweep_reports(folder: Path) -> list[Path]:
+    """The comparison reports of a sweep, one per protocol that several jobs ran on, sorted."""
+    return sorted(folder.glob("report-*.html"))
+
+
 def read_sweep(folder: Path) -> dict[str, Any]:
     """The record of a sweep's folder.
 
