@@ -213,10 +213,11 @@ def _check_values(settings: dict[str, Any]) -> None:
             raise UsageError(f"{key} must be a whole number, got {value!r}.")
     if data["split"] not in ("train", "validation", "test"):
         raise unknown_name("value of data.split", str(data["split"]), ("train", "validation", "test"))
-    if "metrics" in settings and not isinstance(settings["metrics"]["names"], list):
-        raise UsageError(
-            f"metrics.names must be a list in brackets, such as [id,haarpsi], got {settings['metrics']['names']!r}."
-        )
+    for key, example in (("names", "[id,haarpsi]"), ("sets", "[kid_gt]")):
+        if "metrics" in settings and not isinstance(value := settings["metrics"].get(key, []), list):
+            raise UsageError(f"metrics.{key} must be a list in brackets, such as {example}, got {value!r}.")
+    if not isinstance(settings.get("cache", True), bool):
+        raise UsageError(f"cache must be true or false, got {settings['cache']!r}.")
 
 
 def _into_sizes(word: str, method: str) -> list[str]:

@@ -89,7 +89,7 @@ def _show(name: str, as_json: bool) -> int:
 def _print(board: View) -> None:
     from bench.leaderboard.published import format_published
     from bench.leaderboard.render_markdown import cell_text
-    from bench.leaderboard.view import COST_HEADINGS
+    from bench.leaderboard.view import COST_HEADINGS, power_note
     from bench.report.terminal import print_table
 
     rows = [
@@ -111,6 +111,8 @@ def _print(board: View) -> None:
     )
     for number, text in enumerate(board.footnotes, 1):
         print(f"({number}) {text}")
+    if power := power_note(board):
+        print(power)
     for name in board.absent_rows:
         print(f"{name}: not measured yet")
     for column in board.absent:

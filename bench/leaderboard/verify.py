@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.leaderboard.board import FILES, board_texts
+from bench.leaderboard.bounds import made_alike, recomputed_bounds, same_bounds
 from bench.leaderboard.entry import board_names, entry_path, read_entry
 from bench.leaderboard.published import FOLDER, read_paper
 
@@ -79,19 +80,20 @@ def _entries(folder: Path) -> list[str]:
 
 def _intervals(entry: dict[str, Any], path: Path) -> list[str]:
     """Bounds that the identity means do not give; an interval made in another way is left alone."""
-    from bench.scores.statistics import mean_interval
-
     found = []
-    for name, metric in entry["metrics"].items():
-        if metric["mean"] is None or metric["low"] is None:
+    for name, wanted in recomputed_bounds(entry).items():
+        stated = entry["metrics"][name]
+        if not made_alike(stated, wanted) or same_bounds(stated, wanted):
             continue
-        interval = mean_interval([person["mean"] for person in metric["by_identity"].values()])
-        if interval.description != metric["interval"]:
+        if stated["interval"] != wanted["interval"]:
+            found.append(
+                f"{path}: metrics.{name} has the interval {stated['interval']!r}, its identity means give "
+                f"{wanted['interval']!r}: run `python -m bench.leaderboard.bounds {path.parent}`."
+            )
             continue
         for bound in ("low", "high"):
-            wanted = getattr(interval, bound)
-            if wanted is None or not math.isclose(wanted, metric[bound], rel_tol=1e-6, abs_tol=1e-9):
+            if stated[bound] is None or not math.isclose(stated[bound], wanted[bound], rel_tol=1e-6, abs_tol=1e-9):
                 found.append(
-                    f"{path}: metrics.{name}.{bound} is {metric[bound]}, but its identity means give {wanted}."
+                    f"{path}: metrics.{name}.{bound} is {stated[bound]}, but its identity means give {wanted[bound]}."
                 )
     return found

@@ -41,6 +41,8 @@ def test_defaults_and_overrides() -> None:
         (["method=input", "data.selection=quality_pairs"], "data.selection must be a mapping"),
         (["method=input", "data.protocol=x"], "data.protocol must be a mapping"),
         (["method=input", "data.degradation=5"], "must be the name of a preset"),
+        (["method=input", "metrics.sets=kid_gt"], "metrics.sets must be a list"),
+        (["method=input", "cache=7"], "cache must be true or false"),
     ],
 )
 def test_mistakes_name_what_would_be_right(words: list[str], message: str) -> None:
