@@ -210,7 +210,9 @@ def test_published_size_holds_every_released_key(paper_modules):
     assert len(found.left_out) == 12, "the schedule's buffers alone are left out"
     back = restore(found.states, parts, found.left_out)
     assert {key: tensor.shape for key, tensor in back.items()} == {key: t.shape for key, t in checkpoint.items()}
-    in_unet = sum(tensor.numel() for key, tensor in checkpoint.items() if key.startswith("model.diffusion_model."))
+    prefix = "model.diffusion_model."
+    assert {key.removeprefix(prefix) for key in checkpoint if key.startswith(prefix)} == released("unet").keys()
+    in_unet = sum(tensor.numel() for key, tensor in checkpoint.items() if key.startswith(prefix))
     ours = (paper_modules.unet, paper_modules.sft, paper_modules.identity, paper_modules.fir)
     assert sum(count(module) for module in ours) == in_unet
     assert len(paper_modules.fir.state_dict()) == 330, "what the second stage trains"
