@@ -8,6 +8,7 @@ kinds of face encoder (published and demo) and the unconditional tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from diffusers.models.embeddings import IPAdapterFaceIDPlusImageProjection
 from torch import Tensor, nn
 
 from bench.faces.sface import EMBEDDING_SIZE, SFace, crop_faces
+from bench.weights import catalogue
 
 CLIP_SIDE = 224
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -127,6 +129,11 @@ class FaceEncoder(Protocol):
     identity_dim: int
     image_dim: int
 
+    @property
+    def digest(self) -> str:
+        """Names everything that decides its features: networks, hashes of their weights, options."""
+        ...
+
     def encode(self, images: Tensor, points: Tensor) -> FaceFeatures:
         """Reads faces.
 
@@ -165,11 +172,37 @@ class ClipImageStates(nn.Module):
         configuration = CLIPVisionConfig(**(settings or VIT_H))
         self.image_dim = int(configuration.hidden_size)
         self.side = int((settings or VIT_H)["image_size"])
+        self.digest = "clip, weights unnamed"
         self.image_encoder = CLIPVisionModelWithProjection(configuration).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> ClipImageStates:
         """Stays in evaluation mode; the encoder is frozen."""
         return super().train(False)
+
+    def load_weights(self, path: Path) -> None:
+        """Loads a file in transformers' layout, every key accounted for.
+
+        Args:
+            path: Safetensors or torch file of the encoder alone (as in IP-Adapter's folder `image_encoder`); that of a
+                whole RestorerID checkpoint goes through `methods.restorerid.checkpoint`.
+
+        Raises:
+            MissingError: There is no such file.
+            UsageError: It is no file of this encoder.
+        """
+        from bench.files import sha256_file
+        from methods.blocks.checkpoints.accounting import convert, part_of, read_checkpoint
+
+        part = part_of("image_encoder", "", self.image_encoder, lambda name: name)
+        found = convert(
+            read_checkpoint(path),
+            [part],
+            expected="the image encoder CLIP ViT-H/14 of IP-Adapter, as transformers stores it",
+            source=str(path),
+            left_out={r"vision_model\.embeddings\.position_ids": "positions are counted"},
+        )
+        self.image_encoder.load_state_dict(found.states["image_encoder"], strict=True)
+        self.digest = f"clip {sha256_file(path)[:12]}"
 
     def forward(self, crops: Tensor, bgr_compat: bool = True) -> Tensor:
         """Reads face crops.
@@ -216,6 +249,12 @@ class PublishedFaceEncoder:
         self.recogniser, self.clip, self.bgr_compat = recogniser, clip, bgr_compat
         self.image_dim = clip.image_dim
 
+    @property
+    def digest(self) -> str:
+        """See `FaceEncoder.digest`."""
+        order = "blue, green, red" if self.bgr_compat else "red, green, blue"
+        return f"{self.recogniser.short_hash()}, {self.clip.digest} at {self.clip.side} px, {order}"
+
     @torch.no_grad()
     def encode(self, images: Tensor, points: Tensor) -> FaceFeatures:
         """Reads faces; see `FaceEncoder.encode`."""
@@ -244,6 +283,11 @@ class DemoFaceEncoder:
         self._network = network
 
     @property
+    def digest(self) -> str:
+        """See `FaceEncoder.digest`."""
+        return f"sface {catalogue.short_hash('sface')}, embedding and 7 x 7 map"
+
+    @property
     def network(self) -> SFace:
         """SFace, frozen."""
         if self._network is None:
@@ -266,3 +310,5 @@ class DemoFaceEncoder:
 
 class _Recogniser(Protocol):
     def embed(self, images: Tensor, points: Tensor) -> Tensor: ...
+
+    def short_hash(self) -> str: ...

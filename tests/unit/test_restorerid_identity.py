@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
-from bench.errors import UsageError
+from bench.errors import MissingError, UsageError
 from bench.faces.geometry import ARCFACE_112
+from bench.files import sha256_file
 from bench.image import read_image
 from methods.restorerid import quality, reference_faces
 from methods.restorerid.identity_tokens import (
@@ -76,16 +78,36 @@ def test_unconditional_image_is_zero_after_the_normalisation(clip):
     torch.testing.assert_close(none[:1], clip(average, bgr_compat=False), atol=1e-5, rtol=0)
 
 
+def test_image_encoder_loads_its_file_and_names_another(clip, tmp_path):
+    state = clip.image_encoder.state_dict()
+    half = {name: tensor.half() for name, tensor in state.items()}
+    save_file({**half, "vision_model.embeddings.position_ids": torch.arange(785)[None]}, tmp_path / "clip.safetensors")
+    other = ClipImageStates(SMALL_CLIP)
+    other.load_weights(tmp_path / "clip.safetensors")
+    assert all(torch.equal(tensor.half(), half[name]) for name, tensor in other.image_encoder.state_dict().items())
+    assert other.digest == f"clip {sha256_file(tmp_path / 'clip.safetensors')[:12]}"
+    half.pop("visual_projection.weight")
+    save_file(half, tmp_path / "short.safetensors")
+    with pytest.raises(UsageError, match=r"short\.safetensors is not the expected.*\n.*visual_projection"):
+        other.load_weights(tmp_path / "short.safetensors")
+    with pytest.raises(MissingError):
+        other.load_weights(tmp_path / "absent.safetensors")
+
+
 def test_published_encoder_hands_the_224_crop_to_clip(clip):
     class Recogniser:
         def embed(self, images, points):
             return F.normalize(torch.ones(len(images), 512), dim=1)
+
+        def short_hash(self):
+            return "constant"
 
     encoder = PublishedFaceEncoder(Recogniser(), clip)
     images = torch.rand(1, 3, 224, 224)
     features = encoder.encode(images, 2 * torch.tensor(ARCFACE_112, dtype=torch.float64)[None])
     # Points at the template's own place: the crop is the picture.
     torch.testing.assert_close(features.image_states, clip(images), atol=1e-4, rtol=0)
+    assert encoder.digest == "constant, clip, weights unnamed at 224 px, blue, green, red"
     none = encoder.unconditional(2, "cpu")
     assert not none.identity.any()
     assert none.image_states.shape == (2, 28 * 28 + 1, 16)
