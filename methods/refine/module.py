@@ -14,12 +14,12 @@ from bench.errors import MissingError, UsageError, unknown_name
 from bench.method import MethodSpec, RestorationMethod
 from bench.seeds import derive_seed
 from bench.weights.method_weights import read_weights, weights_path
+from methods.blocks.recogniser import build_recogniser
 from methods.blocks.stylegan2 import StyleGAN2Discriminator
 from methods.refine import losses
 from methods.refine.distances import AlignedFaceDistance
 from methods.refine.landmark_network import LandmarkNetwork, landmark_loss
 from methods.refine.network import ReFineNetwork
-from methods.refine.recogniser import build_recogniser
 from methods.refine.warp import warp_reference
 
 REFERENCE_CHOICES = ("first", "closest_pose", "none")

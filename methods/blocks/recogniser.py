@@ -1,4 +1,4 @@
-"""The recogniser I(·) that conditions ReFine and serves its identity loss."""
+"""Recognisers that condition methods and serve their identity losses; never the judge of the metric `id`."""
 
 from __future__ import annotations
 
