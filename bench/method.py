@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,11 @@ from lightning import LightningModule
 from torch import Tensor
 
 from bench.batch import FaceBatch
+
+if TYPE_CHECKING:
+    from torch.utils.data import IterableDataset
+
+    from bench.data.training import TrainingPairs
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,17 @@ class RestorationMethod(LightningModule):
     def prepare_training(self) -> None:
         """Builds what only training needs, before optimisers are made or a checkpoint is read."""
 
+    def training_stream(self, pairs: TrainingPairs) -> IterableDataset[Any]:
+        """What the training reads: the stream of pictures, or something made of it.
+
+        Args:
+            pairs: Batches of this rank, from the first one not trained on.
+
+        Returns:
+            A stream of batches; each has a length and can be moved with `to(device)`.
+        """
+        return pairs
+
     def conditions(self) -> dict[str, str]:
         """Whatever else decides the pictures: hashes of frozen networks that are not in the weights file."""
         return {}
@@ -123,8 +139,8 @@ class RestorationMethod(LightningModule):
         seconds = (time.perf_counter() - started) / len(batch)
         return [(picture, seconds) for picture in restored]
 
-    def transfer_batch_to_device(self, batch: FaceBatch, device: Any, dataloader_idx: int) -> FaceBatch:
-        """Moves a `FaceBatch`, which Lightning does not know how to move."""
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Moves a `FaceBatch`, or another batch of `training_stream`, which Lightning does not know how to move."""
         return batch.to(device)
 
     def weights_state(self) -> dict[str, Tensor]:

@@ -48,7 +48,8 @@ class TrainingData(LightningDataModule):
             world_size=trainer.world_size,
             first_batch=int(getattr(method, "batches_done", 0)),
         )
-        return DataLoader(pairs, batch_size=None, num_workers=self.workers, persistent_workers=self.workers > 0)
+        stream = method.training_stream(pairs)
+        return DataLoader(stream, batch_size=None, num_workers=self.workers, persistent_workers=self.workers > 0)
 
 
 class LossRecord(Callback):

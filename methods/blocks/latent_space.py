@@ -1,0 +1,124 @@
+"""Pictures to latents and back: Stable Diffusion's autoencoder, or the small one of the demo sizes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from torch import Tensor, nn
+
+from bench.errors import MissingError
+from bench.files import sha256_file
+from bench.weights.method_weights import read_weights, weights_path
+from methods.blocks.base_models import BaseModel
+from methods.blocks.latent_diffusion import load_base, locate_base, weights_file
+from methods.blocks.tensor_cache import file_digest
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+
+class LatentSpace(Protocol):
+    """Where a latent-diffusion method works.
+
+    Attributes:
+        channels: Channels of a latent.
+        factor: Pixels per latent position along a side.
+        digest: Names the weights: two spaces with one digest give the same latents.
+    """
+
+    channels: int
+    factor: int
+    digest: str
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents (B, channels, H / factor, W / factor) of pictures (B, 3, H, W) in [-1, 1]; deviation about 1."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), about [-1, 1], of latents."""
+        ...
+
+
+class StableDiffusionSpace(nn.Module):
+    """Stable Diffusion's autoencoder, frozen; latents are the posterior's mode times the scaling factor.
+
+    Args:
+        vae: The autoencoder.
+        digest: See `LatentSpace`.
+    """
+
+    def __init__(self, vae: AutoencoderKL, digest: str) -> None:
+        super().__init__()
+        self.vae: Any = vae.requires_grad_(False).eval()
+        self.channels = int(vae.config["latent_channels"])
+        self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        self.scale = float(vae.config["scaling_factor"])
+        self.digest = digest
+
+    def train(self, mode: bool = True) -> StableDiffusionSpace:
+        """Stays in evaluation mode; the autoencoder is frozen."""
+        return super().train(False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """See `LatentSpace.encode`."""
+        return cast(Tensor, self.vae.encode(images).latent_dist.mode() * self.scale)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `LatentSpace.decode`."""
+        return cast(Tensor, self.vae.decode(latents / self.scale).sample)
+
+
+class DemoSpace(nn.Module):
+    """The small autoencoder of `methods/autoencoder`, frozen, with its shipped weights.
+
+    Raises:
+        MissingError: Its weights are nowhere.
+    """
+
+    def __init__(self, given: str | None = None) -> None:
+        super().__init__()
+        from methods.autoencoder.module import FACTOR, Autoencoder
+
+        path = weights_path("autoencoder", "demo", given)
+        if path is None:
+            raise MissingError(
+                "The small autoencoder of the demo sizes has no weights here. Train it with: bench train "
+                "method=autoencoder data=orl_heavy, then give the file: method.autoencoder=FILE."
+            )
+        state, metadata = read_weights(path)
+        self.autoencoder = Autoencoder(json.loads(metadata["settings"]))
+        self.autoencoder.load_weights_state(state)
+        self.autoencoder.requires_grad_(False).eval()
+        self.channels = int(self.autoencoder.settings["network"]["latent_channels"])
+        self.factor = FACTOR
+        self.digest = sha256_file(path)
+
+    def train(self, mode: bool = True) -> DemoSpace:
+        """Stays in evaluation mode; the autoencoder is frozen."""
+        return super().train(False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """See `LatentSpace.encode`."""
+        return self.autoencoder.encode(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `LatentSpace.decode`."""
+        return self.autoencoder.decode(latents)
+
+
+def latent_space(base: BaseModel, given: str | None = None) -> DemoSpace | StableDiffusionSpace:
+    """The latent space of a base model, with its weights.
+
+    Args:
+        base: The base model; `demo` has the small autoencoder.
+        given: Weights of the autoencoder (demo), diffusers folder or single file (others), or None to look them up.
+
+    Raises:
+        MissingError: The weights are nowhere.
+    """
+    if base.name == "demo":
+        return DemoSpace(given)
+    path = locate_base(base, given)
+    vae = cast("AutoencoderKL", load_base(base, given, parts=("vae",))["vae"])
+    return StableDiffusionSpace(vae, file_digest(weights_file(base, path, "vae")))
