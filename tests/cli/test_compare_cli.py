@@ -87,7 +87,7 @@ def test_plot_shows_every_identity_with_its_interval(runs, tmp_path, capsys):
     root = ElementTree.fromstring(text)
     name = "{http://www.w3.org/2000/svg}"
     panels = root.findall(f"{name}g")
-    assert [panel.find(f"{name}text").text for panel in panels] == ["id", "lmd", "psnr"]
+    assert [panel.find(f"{name}text").text for panel in panels] == ["ID", "lmd", "psnr"]
     for panel in panels:
         tips = [circle.find(f"{name}title").text for circle in panel.findall(f"{name}circle")]
         assert len(tips) == 12
