@@ -6,15 +6,15 @@ const cases = { order: "worst", run: data.lead, count: EACH, picked: null };
 const picture = (src, caption, alt, role, width) => el("figure", { class: role }, el("img", { src, width, alt, "data-name": caption }),
   el("figcaption", { text: caption }));
 
-/** A picture that says why there is none. */
+/** A picture that says why there is none, in its right half: there the slider shows it. */
 const placeholder = (text) => {
-  const lines = [""];
-  for (const word of text.match(/\S{1,28}/g)) {
-    if ((lines[lines.length - 1] + word).length > 28) lines.push("");
+  const lines = [""], most = 15;
+  for (const word of text.match(/\S{1,15}/g)) {
+    if ((lines[lines.length - 1] + word).length > most) lines.push("");
     lines[lines.length - 1] += `${word} `;
   }
   const drawing = el("svg:svg", { viewBox: "0 0 256 256", width: 256, height: 256 }, el("svg:rect", { width: 256, height: 256, fill: "#3a3f46" }),
-    lines.slice(0, 11).map((line, index) => el("svg:text", { x: 14, y: 40 + 20 * index, fill: "#fff", "font-size": 15, "font-family": "sans-serif", text: line.trim() })));
+    lines.slice(0, 12).map((line, index) => el("svg:text", { x: 136, y: 28 + 19 * index, fill: "#fff", "font-size": 14, "font-family": "sans-serif", text: line.trim() })));
   return `data:image/svg+xml;charset=utf-8,${encodeURIComponent(new XMLSerializer().serializeToString(drawing))}`;
 };
 

@@ -1,6 +1,6 @@
 // People: the mean of the chosen metric for each person, a dot per image, and their pictures.
 const crowd = document.getElementById("people-view");
-const PEOPLE = 12, PER_PERSON = 3;
+const PEOPLE = 12, PER_PERSON = 3, MOST_NAMED = 3;
 const imagesOf = data.people.map(() => []);
 data.who.forEach((person, image) => imagesOf[person].push(image));
 const crowdState = { order: "worst", words: [], count: PEOPLE };
@@ -39,10 +39,11 @@ const card = (person, low, high) => {
   for (const image of pictured) {
     const found = data.cases[image];
     const strip = [["LQ", data.pictures[found.lq]]];
-    strip.push(...sidesOf(image).slice(1).map((one) => [one.run === undefined ? "truth" : one.name, one.src]));
+    strip.push(...sidesOf(image).slice(1).map((one) => [one.run === undefined ? "truth" : one.name, one.src, one.run]));
     if (found.references.length) strip.unshift(["ref. 1", data.pictures[found.references[0]]]);
     node.append(el("button", { type: "button", class: "row", title: `Open ${data.images[image]}`, "aria-label": `Open ${data.images[image]}`, on: { click: () => openCase(image) } },
-      strip.map(([caption, src]) => el("span", {}, el("img", { src, alt: caption, loading: "lazy" }), el("small", { text: caption })))));
+      strip.map(([caption, src, run]) => el("span", {}, el("img", { src, alt: caption, loading: "lazy" }),
+        run === undefined || runs.length <= MOST_NAMED ? el("small", { text: caption }) : el("small", { title: caption }, key(runs[run]))))));
   }
   if (!pictured.length) node.append(el("p", { class: "soft", text: "No pictures of this person are in this file." }));
   return node;
