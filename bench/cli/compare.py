@@ -41,7 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot and arguments.plot.suffix.lower() != ".svg":
         raise UsageError(f"--plot writes SVG: give a file name that ends in .svg, not {arguments.plot}.")
     tables = [_table(arguments.run_a), _table(arguments.run_b)]
-    wanted = [name.strip() for name in arguments.metrics.split(",") if name.strip()] if arguments.metrics else None
+    wanted = (
+        None if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",") if name.strip()]
+    )
+    if wanted == []:
+        raise UsageError(f"--metrics {arguments.metrics!r} names no metric. Leave it away for all.")
     ranked = _directions(arguments.run_a, arguments.run_b)
     comparisons, skipped = compare_tables(tables[0], tables[1], wanted, ranked)
     if arguments.plot:
