@@ -292,6 +292,8 @@ def _change(
             f"{name} is {after['identity']!r} in the run but {before['identity']!r} in the baseline {label(baseline)}. "
             "Two numbers with different identities are never compared: measure a new baseline with this version."
         )
+    if (before["higher_is_better"], before["unit"]) != (after["higher_is_better"], after["unit"]):
+        raise UsageError(f"{name} has another direction or unit in the run than in the baseline {label(baseline)}.")
     coverage = f"{after['n']}/{after['of']}, was {before['n']}/{before['of']}"
     change = replace(change, difference=new - old, coverage=coverage if after["n"] != before["n"] else "")
     if after["n"] < before["n"]:

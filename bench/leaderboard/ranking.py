@@ -51,9 +51,9 @@ class Column:
 class TieGroups:
     """Which rows of a board one metric tells apart: a compact letter display.
 
-    Two rows share a letter exactly where the paired test does not separate them. "a" is the group of
-    the best mean; a row with several letters belongs to several groups ("ab" is separated neither from
-    the best nor from rows that are).
+    Two rows share a letter exactly where the paired test does not separate them. The row with the best mean has an
+    "a", and may have further letters: "ab" shares "a" with some rows and "b" with others. A row is not shown to differ
+    from the best one where the two share any letter.
 
     Attributes:
         letters: By index of the row, such as "a" or "ab"; rows that are not ranked are not in it.
@@ -125,7 +125,8 @@ class Board:
 def build_board(entries: list[dict[str, Any]]) -> Board:
     """Orders and compares the entries of one protocol; see `tie_groups`.
 
-    `copy_reference` is never the best: it shows what copying scores.
+    `copy_reference` is never the best: it shows what copying scores. Neither is a number of others that could not be
+    computed again here.
     """
     columns, absent = _columns(entries)
     rows = _ordered(entries, columns)
@@ -136,9 +137,9 @@ def build_board(entries: list[dict[str, Any]]) -> Board:
 def tie_groups(rows: Sequence[dict[str, Any]], column: Column) -> TieGroups:
     """Groups the rows of a board that one metric cannot tell apart.
 
-    Every pair of ranked rows (not `copy_reference`) is tested by the exact sign-flip test on the
-    identity means that both have scored in full; a pair is separated where its p-value, Holm-adjusted
-    over all pairs of this metric, is below .05. The letters are those of Piepho (2004, "An algorithm for
+    Every pair of ranked rows (not `copy_reference`, and no number that was never computed here) is tested by the exact
+    sign-flip test on the identity means that both have scored in full; a pair is separated where its p-value,
+    Holm-adjusted over all pairs of this metric, is below .05. The letters are those of Piepho (2004, "An algorithm for
     a letter-based representation of all-pairwise comparisons"), in the order of means; equal means
     keep the order of rows, so that the same entries always give the same letters.
 
@@ -201,7 +202,15 @@ def _letter(index: int) -> str:
     return string.ascii_letters[index % count] + (str(index // count) if index >= count else "")
 
 
+def was_recomputed(entry: dict[str, Any], metric: str) -> bool:
+    """Whether a number was computed here, if only on a sample; some of what others report cannot be."""
+    return metric not in entry.get("accepted", {}).get("not_recomputed", {})
+
+
 def _mean(entry: dict[str, Any], metric: str) -> float | None:
+    """A mean that may be ranked."""
+    if not was_recomputed(entry, metric):
+        return None
     return entry["metrics"].get(metric, {}).get("mean")
 
 

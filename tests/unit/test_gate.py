@@ -256,8 +256,8 @@ def test_a_board_of_planted_marks_is_run_with_its_probe(tmp_path: Path) -> None:
 def test_few_identities_count_beside_clear_losses_of_other_metrics() -> None:
     """Holm steps down: p of seven identities is compared with alpha itself once all others are rejected."""
     names = [f"m{i}" for i in range(9)]
-    before = {name: BASE for name in names} | {"lmd": [*BASE[:7], *[None] * 5]}
-    after = {name: BASE - 1 for name in names} | {"lmd": [*(BASE[:7] + 5), *[None] * 5]}
+    before = dict.fromkeys(names, BASE) | {"lmd": [*BASE[:7], *[None] * 5]}
+    after = dict.fromkeys(names, BASE - 1) | {"lmd": [*(BASE[:7] + 5), *[None] * 5]}
     found = outcome(after, before)["lmd"]
     assert found.p == pytest.approx(2 / 2**7)
     assert (found.status, found.fails) == ("regression", True)
