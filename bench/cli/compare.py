@@ -114,7 +114,7 @@ def _legend(comparisons: list[Comparison]) -> list[str]:
     )
     return [
         f"identities in common: {pairs}",
-        "p: two-sided sign-flip test on identity means, exact up to 20. A is better or worse where Holm p < .05.",
+        "p: two-sided sign-flip test on identity means, exact to 20, Monte Carlo above. Better or worse: Holm p < .05.",
         "d_z: mean difference over its standard deviation between identities. better on: identities with A ahead.",
         "shows .05 / .01: smallest true difference that one such test shows at that level with 80 % power, with the "
         "identities in common and the spread between them seen here.",
@@ -123,6 +123,7 @@ def _legend(comparisons: list[Comparison]) -> list[str]:
             for one in comparisons
             if (note := _coverage(one))
         ),
+        *dict.fromkeys(note for one in comparisons if (note := _symmetry(one))),
     ]
 
 
@@ -130,6 +131,12 @@ def _coverage(one: Comparison) -> str | None:
     from bench.scores.simulation import coverage_note
 
     return coverage_note(one.n_identities, one.interval.split(" over ")[0], one.n_images / one.n_identities)
+
+
+def _symmetry(one: Comparison) -> str | None:
+    from bench.scores.simulation import symmetry_note
+
+    return symmetry_note(one.n_identities, one.n_images / one.n_identities)
 
 
 def _draw(arguments: argparse.Namespace, tables: list[pd.DataFrame], comparisons: list[Comparison]) -> None:
@@ -177,6 +184,7 @@ def _as_json(
             "better": one.better,
             **comparison_power(one).as_json(),
             "interval_note": _coverage(one),
+            "test_note": _symmetry(one),
         }
         for one in comparisons
     }
