@@ -17,6 +17,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from bench.errors import UsageError, unknown_name
+from bench.leaderboard.complete import complete_identities, scorable_images
 from bench.leaderboard.entry import board_roots, entry_from_run, read_entries, read_entry
 from bench.leaderboard.variants import variant_words
 from bench.scores.power import smallest_p
@@ -320,13 +321,12 @@ def _paired(name: str, run: dict[str, Any], baseline: dict[str, Any], level: flo
     test looks at could drop as far as it likes.
     """
     after, before = run["metrics"][name], baseline["metrics"][name]
-    images = run["identity_images"]
-    both = [person for person in images if all(person in metric["by_identity"] for metric in (after, before))]
-    shared = [
+    both = [
         person
-        for person in both
-        if all(metric["by_identity"][person]["n"] == images[person] for metric in (after, before))
+        for person in run["identity_images"]
+        if all(person in metric["by_identity"] for metric in (after, before))
     ]
+    shared = complete_identities(run, baseline, name, scorable_images([run, baseline], name))
     why = ""
     if len(shared) < len(both) and (not shared or smallest_p(len(shared)) >= level):
         why = f"{len(shared)} identities scored in full by both: over all {len(both)} that both have scored"

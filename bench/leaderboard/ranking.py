@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from bench.leaderboard.complete import complete_identities, scorable_images
 from bench.scores.power import Power, protocol_power, smallest_p
 from bench.scores.statistics import ALPHA, Comparison, compare_identity_means, holm_comparisons
 
@@ -154,8 +155,9 @@ def tie_groups(rows: Sequence[dict[str, Any]], column: Column) -> TieGroups:
     order = sorted(means, key=lambda i: (sign * means[i], i))
     tests: dict[tuple[int, int], Comparison] = {}
     untested: list[tuple[int, int]] = []
+    images = scorable_images(rows, column.name) if rows else {}
     for pair in itertools.combinations(order, 2):
-        if comparison := _compare(rows[pair[0]], rows[pair[1]], column):
+        if comparison := _compare(rows[pair[0]], rows[pair[1]], column, images):
             tests[pair] = comparison
         else:
             untested.append(pair)
@@ -246,18 +248,12 @@ def _ordered(entries: list[dict[str, Any]], columns: list[Column]) -> list[dict[
     return sorted(entries, key=key)
 
 
-def _compare(best: dict[str, Any], row: dict[str, Any], column: Column) -> Comparison | None:
+def _compare(best: dict[str, Any], row: dict[str, Any], column: Column, images: dict[str, int]) -> Comparison | None:
     """Best minus row; None where the identity strings differ or no identity is complete in both."""
     a, b = best["metrics"][column.name], row["metrics"][column.name]
     if a["identity"] != b["identity"]:
         return None
-    images = best["identity_images"]
-    shared = [
-        person
-        for person, count in images.items()
-        if row["identity_images"].get(person) == count
-        and all(metric["by_identity"].get(person, {}).get("n") == count for metric in (a, b))
-    ]
+    shared = complete_identities(best, row, column.name, images)
     if not shared:
         return None
     first, second = (

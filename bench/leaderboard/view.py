@@ -276,7 +276,7 @@ def _footnotes(
                 f"the row `{COPY}`, which shows what copying scores.{beside}",
             )
         groups = board.groups.get(column.name)
-        if groups and len(groups.letters) > 1 and not groups.can_separate:
+        if groups and groups.comparisons and not groups.can_separate:
             add(
                 column.name,
                 f"{len(groups.letters)} rows over {len(board.entries[0]['identity_images'])} identities are too many "

@@ -16,6 +16,7 @@ from bench.files import write_json
 from bench.leaderboard.entry import entry_path
 from bench.leaderboard.gate import Change, Gate, board_data, find_baseline, gate, shipped_jobs
 from bench.leaderboard.gate_table import MARKER, markdown, verdict
+from bench.leaderboard.ranking import build_board
 from bench.leaderboard.schema import validate
 from bench.paths import resource_root
 from bench.scores.statistics import holm, sign_flip_test
@@ -332,3 +333,25 @@ def test_every_tolerance_is_understood() -> None:
         assert outcome(before, before)[name].status == "unchanged"
         gate(entry(before), entry(before), stated)
     assert "default" in stated
+
+
+def test_metrics_of_one_variant_of_the_pictures_are_complete_on_it() -> None:
+    """Planted marks: recall exists on half of the pictures, and no row can have more."""
+    recall = np.linspace(0.2, 0.8, 12)
+    rows = []
+    for label, loss in (("ours", 0.0), ("theirs", 0.3), ("input", 0.6)):
+        made = _with_counts(entry({"psnr": BASE, "id": recall - loss}, label=label, revision=label), 10, [5] * 12)
+        made["metrics"]["mark_recall"] = made["metrics"].pop("id")
+        rows.append(made)
+    after, before = rows[1], rows[0]
+    found = {one.metric: one for one in gate(after, before, TOLERANCES).changes}["mark_recall"]
+    assert (found.status, found.difference, found.why) == ("regression", pytest.approx(-0.3), "")
+    board = build_board(rows)
+    groups = board.groups["mark_recall"]
+    assert not groups.untested
+    assert sorted(groups.letters.values()) == ["a", "b", "c"]
+    assert {test.n_images for test in groups.comparisons.values()} == {60}
+    # A row that lacks a picture is incomplete for that person alone.
+    rows[2]["metrics"]["mark_recall"]["by_identity"]["s0"]["n"] = 4
+    again = build_board(rows).groups["mark_recall"].comparisons
+    assert sorted(test.n_identities for test in again.values()) == [11, 11, 12]
