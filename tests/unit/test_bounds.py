@@ -18,7 +18,9 @@ from bench.registry import metric_classes
 COSINES = ("id", "ips", "id_detected", "id_sface", "ips_sface", "id_buffalo_l", "ips_buffalo_l")
 RATES = ("detected", "mark_recall", "mark_false_copy", "clipiqa")
 BOARDS = resource_root() / "leaderboards"
-ENTRIES = sorted(path for name in ("orl_heavy", "orl_light") for path in (BOARDS / name).glob("*.json"))
+ENTRIES = sorted(
+    path for name in ("orl_heavy", "orl_heavy_marks", "orl_light") for path in (BOARDS / name).glob("*.json")
+)
 ENTRIES += sorted((Path(__file__).parents[1] / "regression" / "baselines").glob("*/*.json"))
 
 
