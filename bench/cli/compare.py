@@ -41,7 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot and arguments.plot.suffix.lower() != ".svg":
         raise UsageError(f"--plot writes SVG: give a file name that ends in .svg, not {arguments.plot}.")
     tables = [_table(arguments.run_a), _table(arguments.run_b)]
-    wanted = [name.strip() for name in arguments.metrics.split(",") if name.strip()] if arguments.metrics else None
+    wanted = (
+        None if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",") if name.strip()]
+    )
+    if wanted == []:
+        raise UsageError(f"--metrics {arguments.metrics!r} names no metric. Leave it away for all.")
     ranked = _directions(arguments.run_a, arguments.run_b)
     comparisons, skipped = compare_tables(tables[0], tables[1], wanted, ranked)
     if arguments.plot:
@@ -110,7 +114,7 @@ def _legend(comparisons: list[Comparison]) -> list[str]:
     )
     return [
         f"identities in common: {pairs}",
-        "p: two-sided sign-flip test on identity means, exact up to 20. A is better or worse where Holm p < .05.",
+        "p: two-sided sign-flip test on identity means, exact to 20, Monte Carlo above. Better or worse: Holm p < .05.",
         "d_z: mean difference over its standard deviation between identities. better on: identities with A ahead.",
         "shows .05 / .01: smallest true difference that one such test shows at that level with 80 % power, with the "
         "identities in common and the spread between them seen here.",
@@ -119,6 +123,7 @@ def _legend(comparisons: list[Comparison]) -> list[str]:
             for one in comparisons
             if (note := _coverage(one))
         ),
+        *dict.fromkeys(note for one in comparisons if (note := _symmetry(one))),
     ]
 
 
@@ -126,6 +131,12 @@ def _coverage(one: Comparison) -> str | None:
     from bench.scores.simulation import coverage_note
 
     return coverage_note(one.n_identities, one.interval.split(" over ")[0], one.n_images / one.n_identities)
+
+
+def _symmetry(one: Comparison) -> str | None:
+    from bench.scores.simulation import symmetry_note
+
+    return symmetry_note(one.n_identities, one.n_images / one.n_identities)
 
 
 def _draw(arguments: argparse.Namespace, tables: list[pd.DataFrame], comparisons: list[Comparison]) -> None:
@@ -173,6 +184,7 @@ def _as_json(
             "better": one.better,
             **comparison_power(one).as_json(),
             "interval_note": _coverage(one),
+            "test_note": _symmetry(one),
         }
         for one in comparisons
     }

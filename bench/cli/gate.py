@@ -55,7 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not runs:
         raise UsageError("Give the folder of a finished run, or --all. Try: bench gate --help")
     tolerances = read_preset("metrics", "standard").get("tolerance") or {}
-    metrics = [name.strip() for name in arguments.metrics.split(",") if name.strip()] if arguments.metrics else None
+    metrics = (
+        None if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",") if name.strip()]
+    )
+    if metrics == []:
+        raise UsageError(f"--metrics {arguments.metrics!r} names no metric. Leave it away for all.")
     results = []
     for path in runs:
         entry = entry_from_run(path)
@@ -77,13 +81,16 @@ def _run_all(board: Path) -> list[Path]:
     import subprocess
 
     from bench.errors import BenchError
-    from bench.leaderboard.gate import board_protocol, shipped_jobs
+    from bench.leaderboard.gate import board_data, shipped_jobs
     from bench.paths import runs_root
 
     folders = []
-    for label, words in shipped_jobs(board).items():
+    jobs, left_out = shipped_jobs(board)
+    for label, why in left_out.items():
+        print(f"{label}: left out ({why})", file=sys.stderr, flush=True)
+    for label, words in jobs.items():
         folder = runs_root() / "gate" / label
-        settings = [f"data={board_protocol(board)}", f"run_dir={folder}", "leaderboard=false", "overwrite=always"]
+        settings = [*board_data(board), f"run_dir={folder}", "leaderboard=false", "overwrite=always"]
         began = time.monotonic()
         job = subprocess.run(
             [sys.executable, "-m", "bench", "run", *words, *settings], stdout=subprocess.DEVNULL, check=False

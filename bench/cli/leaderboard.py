@@ -45,13 +45,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_arguments(add: argparse.ArgumentParser) -> None:
     add.add_argument("run_dir", type=Path, nargs="?", metavar="RUN", help="folder of a finished run")
     add.add_argument("--allow-incomplete", action="store_true", help="also if images are missing")
+    add.add_argument(
+        "--speed-of",
+        type=Path,
+        metavar="ENTRY",
+        help="entry of the same method revision whose time and memory stand in for the run's (see ENTRY.md)",
+    )
     add.add_argument("--reported-by", help="who vouches for it (default: $BENCH_REPORTED_BY, else maintainers)")
     others = add.add_argument_group("results of others")
     others.add_argument("--from", dest="scores", type=Path, metavar="PARQUET", help="their score table, checked here")
     others.add_argument("--protocol", metavar="NAME", help="protocol the pictures belong to, such as orl_heavy")
     others.add_argument("--restored", type=Path, metavar="DIR", help="their restored pictures, IMAGE_ID.png")
     others.add_argument("--hashes", type=Path, metavar="FILE", help="sha256sum lines of the pictures that were scored")
-    others.add_argument("--sample", default="10", metavar="N|all", help="pictures to score again (default: 10)")
+    others.add_argument("--sample", metavar="N|all", help="pictures to score again (default: 10)")
     others.add_argument("--method", metavar="LABEL", help="name of the row (default: that of the score table)")
     others.add_argument("--title", help="title of the row (default: the label)")
     others.add_argument("--licence", help="licence of the method's weights")
@@ -61,6 +67,14 @@ def _add_arguments(add: argparse.ArgumentParser) -> None:
     others.add_argument("--peak-memory", type=float, metavar="MB", help="peak memory in MB, on --hardware")
     others.add_argument("--hardware", metavar="TEXT", help="what it ran on")
     others.add_argument("--code-revision", metavar="TEXT", help="commit of the code that restored")
+
+
+OF_RUNS = {"--speed-of": "speed_of"}
+OF_OTHERS = {
+    "--hashes": "hashes", "--sample": "sample", "--method": "method", "--title": "title", "--licence": "licence",
+    "--paper": "paper", "--parameters": "parameters", "--seconds": "seconds", "--peak-memory": "peak_memory",
+    "--hardware": "hardware", "--code-revision": "code_revision",
+}  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -164,8 +178,15 @@ def _add(arguments: argparse.Namespace) -> int:
     foreign = arguments.scores or arguments.restored or arguments.protocol
     if bool(arguments.run_dir) == bool(foreign):
         raise UsageError("Give either the folder of a run, or --protocol NAME --restored DIR [--from scores.parquet].")
+    ignored = OF_RUNS if foreign else OF_OTHERS
+    if misplaced := [word for word, name in ignored.items() if getattr(arguments, name) is not None]:
+        raise UsageError(
+            f"{', '.join(misplaced)} {'belongs' if len(misplaced) == 1 else 'belong'} to "
+            + ("runs (RUN), not to results of others." if foreign else "results of others; a run says it of itself.")
+        )
     if not foreign:
-        path = add(arguments.run_dir, root, arguments.allow_incomplete, arguments.reported_by, others)
+        run_dir, by = arguments.run_dir, arguments.reported_by
+        path = add(run_dir, root, arguments.allow_incomplete, by, others, arguments.speed_of)
     else:
         from bench.leaderboard.accept import Submission, accept
 
@@ -185,10 +206,12 @@ def _add(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _sample(word: str) -> int | None:
+def _sample(word: str | None) -> int | None:
     """Number of pictures; None for all."""
     from bench.errors import UsageError
 
+    if word is None:
+        return 10
     if word == "all":
         return None
     if not word.isdecimal() or int(word) < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 EXAMPLES = """\
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         if len(arguments.runs) > 1:
             raise UsageError("A report about several runs needs a file to be written to: add -o FILE.html.")
         output = arguments.runs[0] / "report.html"
-    write_report(arguments.runs, output, arguments.metric)
+    for remark in write_report(arguments.runs, output, arguments.metric):
+        print(f"bench: {remark}", file=sys.stderr)
     print(output)
     return 0

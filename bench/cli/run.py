@@ -82,7 +82,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from bench.config import expand_sweep
     from bench.errors import UsageError
     from bench.paths import runs_root
-    from bench.tracking.sweep import finish_sweep, job_environment, start_sweep
+    from bench.tracking.sweep import finish_sweep, job_environment, start_sweep, sweep_reports
 
     jobs = expand_sweep(arguments.overrides)
     if len(jobs) > 1 and any(word.startswith("run_dir=") for word in arguments.overrides):
@@ -102,4 +102,6 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
         record_sweep(folder)
     print(f"sweep: {folder}", file=sys.stderr)
+    for report in sweep_reports(folder):
+        print(f"comparison: {report}", file=sys.stderr)
     return max(codes, default=0)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-import random
+import secrets
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UsageError
-from bench.files import sha256_bytes, sha256_file
+from bench.files import sha256_bytes
 from bench.leaderboard.accept_sets import accept_sets, read_submitted_sets, sets_beside
 from bench.leaderboard.entry import scored_metrics
+from bench.leaderboard.ranking import COPY, INPUT
 from bench.leaderboard.schema import ENTRY_SCHEMA, validate
 from bench.leaderboard.submission import (
     Submission,
@@ -43,8 +44,8 @@ def accept(submission: Submission) -> dict[str, Any]:
 
     In this order: the protocol id, that the table speaks of exactly the protocol's pictures and
     identities, the identity string of each metric, the pictures and their hashes, and the scores of
-    a sample, which are computed again here. The sample follows from the hash of the table and cannot
-    be chosen by who made it. Scores of whole sets (FID, KID) in `set_scores.parquet` beside the table are
+    a sample, which are computed again here. The sample is drawn here and now, so that who made the table cannot know
+    or choose it, and `accepted` lists it. Scores of whole sets (FID, KID) in `set_scores.parquet` beside the table are
     computed again from all pictures (`bench.leaderboard.accept_sets`).
 
     Returns:
@@ -62,9 +63,13 @@ def accept(submission: Submission) -> dict[str, Any]:
     reporter = submission.reported_by or os.environ.get("BENCH_REPORTED_BY")
     if not reporter:
         raise UsageError("Who reports these results? Add --reported-by NAME.")
+    if submission.method:
+        _check_label(submission.method)
     if not submission.restored.is_dir():
         raise UsageError(f"--restored {submission.restored} is not a folder.")
     table = None if submission.scores is None else read_submitted(submission.scores)
+    if table is not None and not submission.method:
+        _check_label(str(table["method"].iloc[0]))
     protocol = find_protocol(submission.protocol, None if table is None else str(table["protocol_id"].iloc[0]))
     hashes = hash_pictures(submission, protocol)
     pictures = ProtocolPictures(protocol, data_root(load_card(protocol.card), None))
@@ -80,10 +85,14 @@ def accept(submission: Submission) -> dict[str, Any]:
         if submission.scores:
             stated = read_submitted_sets(sets_beside(submission.scores), table, protocol, len(hashes))
         set_metrics = [load_set_metric(name)() for name in stated]
-        digest = sha256_file(submission.scores) if submission.scores else ""
-        chosen = _sample(sorted(hashes), submission.sample, f"{digest} {protocol.id}")
+        chosen = _sample(sorted(hashes), submission.sample)
         largest = _recompute(table, chosen, metrics, submission, pictures, where)
-        accepted = {"recomputed": len(chosen), "largest_differences": largest, "not_recomputed": not_recomputed}
+        accepted = {
+            "recomputed": len(chosen),
+            "sample": chosen,
+            "largest_differences": largest,
+            "not_recomputed": not_recomputed,
+        }
     where = str(submission.scores or submission.restored)
     sets = accept_sets(stated, set_metrics, submission.restored, hashes, pictures, where)
     accepted["largest_differences"] |= sets.differences
@@ -98,10 +107,20 @@ def accept(submission: Submission) -> dict[str, Any]:
     return entry
 
 
-def _sample(names: Sequence[str], count: int | None, seed: str) -> list[str]:
+def _check_label(label: str) -> None:
+    """Refuses the names of the comparison rows: what stands in them is made here, from the protocol alone."""
+    if label.partition("@")[0].casefold() in (INPUT, COPY):
+        raise UsageError(
+            f"The label {label!r} belongs to a comparison row (`{INPUT}`, `{COPY}`), which only `bench run` fills. "
+            "Give results of others another one: --method LABEL."
+        )
+
+
+def _sample(names: Sequence[str], count: int | None) -> list[str]:
+    """Pictures to score again, by the operating system's randomness; all of them where `count` is None."""
     if count is None or count >= len(names):
         return list(names)
-    return sorted(random.Random(seed).sample(list(names), count))
+    return sorted(secrets.SystemRandom().sample(list(names), count))
 
 
 def _recompute(
@@ -198,6 +217,7 @@ def _score_all(
     largest = {metric.name: 0.0 for metric in metrics if metric.name not in reasons}
     return rows_to_frame(rows), {
         "recomputed": len(hashes),
+        "sample": sorted(hashes),
         "largest_differences": largest,
         "not_recomputed": reasons,
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UsageError, unknown_name
+from bench.leaderboard.submission import same_identity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,6 +134,8 @@ def accept_sets(
         if claim is None:
             continue
         if metric.name in not_recomputed:
+            if not same_identity(claim["metric_id"], metric.identity, absent=True):
+                raise _other_identity(claim, metric, where)
             found[metric.name] = SetScore(*(claim[key] for key in ("value", "low", "high", "interval", "reason")))
         else:
             differences |= _checked(claim, found[metric.name], metric, where)
@@ -146,15 +149,19 @@ def accept_sets(
     return AcceptedSets(summary, differences, not_recomputed)
 
 
+def _other_identity(claim: dict[str, Any], metric: SetMetric, where: str) -> UsageError:
+    return UsageError(
+        f"{where} scores {metric.name} as {claim['metric_id']!r}, this version as {metric.identity!r}. Two numbers "
+        "with different identities are never compared: score the pictures with this version."
+    )
+
+
 def _checked(claim: dict[str, Any], own: SetScore, metric: SetMetric, where: str) -> dict[str, float]:
     """How far a stated number is from ours; empty where none is stated."""
     if claim["value"] is None:
         return {}
     if claim["metric_id"] != metric.identity:
-        raise UsageError(
-            f"{where} scores {metric.name} as {claim['metric_id']!r}, this version as {metric.identity!r}. Two numbers "
-            "with different identities are never compared: score the pictures with this version."
-        )
+        raise _other_identity(claim, metric, where)
     close = own.value is not None and math.isclose(
         claim["value"], own.value, rel_tol=RELATIVE_TOLERANCE, abs_tol=ABSOLUTE_TOLERANCE
     )

@@ -22,7 +22,7 @@ KEYS = ("low", "high", "interval")
 
 
 def recomputed_bounds(entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Bounds of every metric with an interval, as `bench.scores.summary.summarise` gives them for its identity means.
+    """Bounds of every metric with a mean, as `bench.scores.summary.summarise` gives them for its identity means.
 
     Args:
         entry: A valid entry.
@@ -48,7 +48,6 @@ def recomputed_bounds(entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
             reason=None,
         )
         for name, metric in entry["metrics"].items()
-        if metric["interval"] is not None
         for person, own in metric["by_identity"].items()
     ]
     summary = summarise(rows_to_frame(rows), metric_classes()) if rows else {}
@@ -67,24 +66,15 @@ def same_bounds(stated: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def with_todays_bounds(entry: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """An entry with the bounds the statistics give today, and what changed, a sentence each.
-
-    An interval made by another method than today's (another name before its first comma) is left alone.
-    """
+    """An entry with the bounds the statistics give today, and what changed, a sentence each."""
     entry = copy.deepcopy(entry)
     changes = []
     for name, wanted in recomputed_bounds(entry).items():
         stated = entry["metrics"][name]
-        if made_alike(stated, wanted) and not same_bounds(stated, wanted):
+        if not same_bounds(stated, wanted):
             changes.append(f"{name} {_in_words(stated)} -> {_in_words(wanted)}")
             stated.update(wanted)
     return entry, changes
-
-
-def made_alike(stated: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether two intervals were made by one method over as many identities, whatever was cut off."""
-    one, other = (str(own["interval"]).partition(",")[0] for own in (stated, wanted))
-    return one == other
 
 
 def _in_words(bounds: dict[str, Any]) -> str:

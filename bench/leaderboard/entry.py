@@ -35,6 +35,9 @@ COPIED = (
     "licence",
     "paper",
 )
+SPEED_OF = "speed of"
+# What rounding on another processor may change in a mean.
+SAME = 1e-6
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+=-]*")
 
 
@@ -196,6 +199,7 @@ def add(
     allow_incomplete: bool = False,
     reported_by: str | None = None,
     others: Sequence[Path] = (),
+    speed_of: Path | None = None,
 ) -> Path:
     """Adds a run's entry to its board, replacing the one of the same method revision.
 
@@ -205,15 +209,42 @@ def add(
         allow_incomplete: Whether a run without all of the protocol's images may enter.
         reported_by: As for `entry_from_run`.
         others: Further folders of boards whose entries the new one must be comparable with.
+        speed_of: Entry whose time and memory are taken, as for `with_speed_of`; None for the run's own.
 
     Returns:
         The file written.
 
     Raises:
-        UsageError: The board's entries have another protocol id, images are missing, or the run's
-            folder is not in order.
+        UsageError: The board's entries have another protocol id, images are missing, the run's
+            folder is not in order, or `speed_of` is of another method.
     """
-    return add_entry(entry_from_run(run_dir, reported_by), root, str(run_dir), allow_incomplete, others)
+    entry = entry_from_run(run_dir, reported_by)
+    if speed_of:
+        entry = with_speed_of(entry, read_entry(speed_of), str(speed_of))
+    return add_entry(entry, root, str(run_dir), allow_incomplete, others)
+
+
+def with_speed_of(entry: dict[str, Any], measured: dict[str, Any], where: str) -> dict[str, Any]:
+    """An entry with the time, memory and hardware of another one, which `hardware` names under `speed of`.
+
+    For a run on a busy machine whose method was measured on a quiet one before.
+
+    Args:
+        entry: Entry of the run.
+        measured: Entry with the measurement.
+        where: Its file, for messages.
+
+    Raises:
+        UsageError: It is of another method, revision or number of parameters.
+    """
+    for key in ("method", "revision", "parameters"):
+        if entry[key] != measured[key]:
+            raise UsageError(
+                f"{where} has {key} {measured[key]!r}, the run {entry[key]!r}: the time of another method says nothing."
+            )
+    source = measured["hardware"].get(SPEED_OF) or f"{measured['protocol']}, {measured['created']}"
+    hardware = {**measured["hardware"], SPEED_OF: source}
+    return {**entry, **{key: measured[key] for key in ("seconds_per_image", "peak_memory_mb")}, "hardware": hardware}
 
 
 def add_entry(
@@ -229,7 +260,8 @@ def add_entry(
         others: Further folders of boards whose entries the new one must be comparable with.
 
     Raises:
-        UsageError: As for `add`.
+        UsageError: As for `add`; or results of others (entries with `accepted`) bear the label and revision of
+            results that are somebody else's.
     """
     path = entry_path(entry, root)
     for part in (entry["protocol"], f"{entry['method']}@{entry['revision']}"):
@@ -256,6 +288,15 @@ def _check_comparable(entry: dict[str, Any], path: Path, root: Path, where: str,
             f"{where} belongs to protocol id {entry['protocol_id']}, but the board {entry['protocol']!r} holds "
             f"{existing[0]['protocol_id']}. Such rows are never ranked together: run again on the board's protocol."
         )
+    if "accepted" in entry:
+        for other in existing:
+            same = all(other[key] == entry[key] for key in ("method", "revision"))
+            if same and ("accepted" not in other or other["reported_by"] != entry["reported_by"]):
+                raise UsageError(
+                    f"{where} bears the label and revision of the board's {entry['method']}@{entry['revision']}, "
+                    f"reported by {other['reported_by']}. Results of others replace none but their own: give another "
+                    "label with --method."
+                )
     for name, metric in entry["metrics"].items():
         for other in existing:
             identity = other["metrics"].get(name, {}).get("identity", metric["identity"])
@@ -267,24 +308,46 @@ def _check_comparable(entry: dict[str, Any], path: Path, root: Path, where: str,
                 )
 
 
-def same_scores_listed(summary: dict[str, Any], roots: Sequence[Path], tolerance: float = 1e-6) -> bool:
-    """Whether a board lists this method revision and seed already, with the same means.
+def same_scores_listed(summary: dict[str, Any], roots: Sequence[Path]) -> bool:
+    """Whether a board lists this method revision and seed already, with the same metrics, numbers and reasons.
 
     Running a shipped method again would otherwise rewrite its entry with nothing new but the clock.
     """
-    for root in roots:
-        path = entry_path(
-            {key: summary[key] for key in ("protocol", "method", "seed")} | {"revision": summary["method_revision"]},
-            root,
-        )
-        if not path.is_file():
-            continue
-        listed = read_entry(path)
-        if listed["protocol_id"] != summary["protocol_id"] or listed["metrics"].keys() != summary["metrics"].keys():
-            return False
-        pairs = [(own["mean"], listed["metrics"][name]["mean"]) for name, own in summary["metrics"].items()]
-        return all(one == other or (one and other and abs(one - other) <= tolerance) for one, other in pairs)
-    return False
+    path = listed_entry(summary, roots)
+    if path is None:
+        return False
+    listed = read_entry(path)
+    kinds = ("metrics", "set_metrics")
+    same_names = all((listed.get(kind) or {}).keys() == (summary.get(kind) or {}).keys() for kind in kinds)
+    return same_names and _shared_scores_agree(summary, listed)
+
+
+def extended_entry(summary: dict[str, Any], roots: Sequence[Path]) -> Path | None:
+    """The listed entry that a run of the same method revision and seed only adds metrics or reasons to, or None."""
+    path = listed_entry(summary, roots)
+    return path if path and _shared_scores_agree(summary, read_entry(path), reasons=False) else None
+
+
+def listed_entry(summary: dict[str, Any], roots: Sequence[Path]) -> Path | None:
+    """The entry of a run's method revision and seed on the first board that has one, or None."""
+    own = {key: summary[key] for key in ("protocol", "method", "seed")} | {"revision": summary["method_revision"]}
+    return next((path for root in roots if (path := entry_path(own, root)).is_file()), None)
+
+
+def _shared_scores_agree(summary: dict[str, Any], listed: dict[str, Any], reasons: bool = True) -> bool:
+    """Whether all that both have scored is the same; without `reasons` also where only one has a value."""
+    if listed["protocol_id"] != summary["protocol_id"]:
+        return False
+    for kind, value in (("metrics", "mean"), ("set_metrics", "value")):
+        own, other = summary.get(kind) or {}, listed.get(kind) or {}
+        for name in own.keys() & other.keys():
+            one, two = own[name], other[name]
+            if one[value] is None or two[value] is None:
+                if reasons and (one[value] != two[value] or public_reason(one["reason"]) != two["reason"]):
+                    return False
+            elif one["identity"] != two["identity"] or abs(one[value] - two[value]) > SAME:
+                return False
+    return True
 
 
 def _identity_images(run_dir: Path, scores: pd.DataFrame) -> dict[str, int]:

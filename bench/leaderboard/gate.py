@@ -2,8 +2,8 @@
 
 A metric is a regression where the exact paired test says "worse" (Holm-adjusted over the tested
 metrics) and the loss exceeds the metric's tolerance: either alone would stop changes for noise that no
-one can see, or let through what the noise of few pictures hides. A value or a picture's score that
-was there and is no more is a regression without any test.
+one can see, or let through what the noise of few pictures hides. A value that was there and is no more, and an
+identity with fewer scored pictures than before, are regressions without any test.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from bench.errors import UsageError, unknown_name
+from bench.leaderboard.complete import complete_identities, scorable_images
 from bench.leaderboard.entry import board_roots, entry_from_run, read_entries, read_entry
+from bench.leaderboard.variants import variant_words
 from bench.scores.power import smallest_p
 from bench.scores.statistics import ALPHA, Comparison, compare_identity_means, holm
 
@@ -34,12 +36,13 @@ class Change:
         title: Its title.
         unit: Its unit, or "".
         higher_is_better: Its direction; None where it is not ranked.
-        status: The outcome. "untested": too few identities for any test to be significant, or a score of
-            the whole set without an interval.
+        status: The outcome. "untested": no test shows a difference, and with so few identities and so many tests
+            none could be sure to; or a score of the whole set without an interval.
         before: Mean of the baseline; None where it has no value.
         after: Mean of the run; None where it has no value.
-        difference: Mean difference over the identities that both have scored in full; of a set metric
-            the difference of the two values.
+        difference: Mean difference over the identities that both have scored in full, or, where these are too few
+            for any test, over all that both have scored (`why` says so); of a set metric the difference of the two
+            values.
         low: Lower bound of its 95 % interval; None for a set metric or a single identity.
         high: Upper bound.
         p: Holm-adjusted p-value; None where nothing was tested.
@@ -136,19 +139,18 @@ def gate(
     for name in metrics or []:
         if name not in known:
             raise unknown_name("metric", name, known)
-    wanted = set(metrics or known)
+    wanted = set(known if metrics is None else metrics)
     changes: list[Change] = []
-    tests: dict[int, Comparison] = {}
     for name in (name for name in dict.fromkeys([*baseline["metrics"], *run["metrics"]]) if name in wanted):
         before, after = baseline["metrics"].get(name), run["metrics"].get(name)
         if change := _change(name, before, after, "mean", baseline):
-            if change.status == "unchanged":
-                if comparison := _paired(name, run, baseline):
-                    tests[len(changes)] = comparison
-                else:
-                    change = replace(change, status="untested", why="both have scored no identity in full")
             tolerance = _tolerance(tolerances, name, change.before)
             changes.append(replace(change, tolerance=tolerance if change.higher_is_better is not None else None))
+    tests: dict[int, Comparison] = {}
+    tested = [index for index, change in enumerate(changes) if change.status == "unchanged"]
+    for index in tested:
+        tests[index], why = _paired(changes[index].metric, run, baseline, alpha / len(tested))
+        changes[index] = replace(changes[index], why=why)
     _refuse_a_test_without_power(tests, changes, alpha)
     adjusted = holm([comparison.p for comparison in tests.values()])
     for (index, comparison), p in zip(tests.items(), adjusted, strict=True):
@@ -181,7 +183,7 @@ def find_baseline(target: Path, run: dict[str, Any]) -> dict[str, Any]:
         target: An entry (.json), a run folder, a board's folder (the entry of the run's own method), or
             `BOARD/METHOD` for the entry of another one. `leaderboards/...` is also looked for among the
             boards that came with an installation. Of several revisions the run's own counts, else the
-            latest.
+            latest; results of others only where there is nothing else.
         run: Entry of the run.
 
     Raises:
@@ -192,8 +194,9 @@ def find_baseline(target: Path, run: dict[str, Any]) -> dict[str, Any]:
             return read_entry(path)
         if (path / "summary.json").is_file() or (path / "scores.parquet").is_file():
             return entry_from_run(path)
+        # Of a path that does not exist the last part may be a method, if what is above it is a board.
         for folder, method in ((path, str(run["method"])), (path.parent, path.name)):
-            if folder.is_dir() and any(folder.glob("*.json")):
+            if folder.is_dir() and any(folder.glob("*@*.json")):
                 return _newest(read_entries(folder), method, run, folder)
     raise UsageError(
         f"There is nothing to compare with at {target}. Give an entry (.json), a run folder, a board such as "
@@ -201,36 +204,51 @@ def find_baseline(target: Path, run: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def shipped_jobs(board: Path) -> dict[str, list[str]]:
+def shipped_jobs(board: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     """How to run again what a board lists and this repository ships.
-
-    Variants that were made with further settings (their label has a `+`) cannot be told from their
-    entry and are left out.
 
     Args:
         board: Folder of a board, as for `find_baseline`.
 
     Returns:
-        For each label the words of `bench run`, without the data set.
+        For each label the words of `bench run`, without the data set; and why the other labels are left out.
 
     Raises:
         UsageError: There is no such board.
     """
-    labels = sorted({entry["method"] for entry in _board_entries(board)})
-    jobs = {}
-    for one in labels:
-        if match := re.fullmatch(r"([\w-]+)(?:@(\w+))?", one):
-            jobs[one] = [f"method={match[1]}"] + [f"size={match[2]}"] * bool(match[2])
-    return jobs
+    from bench.registry import method_targets
+
+    entries = _board_entries(board)
+    jobs: dict[str, list[str]] = {}
+    left_out: dict[str, str] = {}
+    for one in sorted({entry["method"] for entry in entries}):
+        match = re.fullmatch(r"([\w-]+)((?:\+[\w-]+)*)(?:@(\w+))?", one)
+        variant = variant_words(match[2]) if match else None
+        if all("accepted" in entry for entry in entries if entry["method"] == one):
+            left_out[one] = "results of others, which nothing here makes"
+        elif match is None or match[1] not in method_targets():
+            left_out[one] = "no method of this version has this name"
+        elif variant is None:
+            left_out[one] = f"the settings behind {match[2]} cannot be told from the label"
+        else:
+            jobs[one] = [f"method={match[1]}", *variant] + [f"size={match[3]}"] * bool(match[3])
+    return jobs, left_out
 
 
-def board_protocol(board: Path) -> str:
-    """Name of the protocol of a board's folder.
+def board_data(board: Path) -> list[str]:
+    """The words of `bench run` that give the protocol of a board's folder, such as `data=orl_heavy probe=marks`.
 
     Raises:
         UsageError: There is no such board.
     """
-    return str(_board_entries(board)[0]["protocol"])
+    from bench.config import group_choices
+
+    name = str(_board_entries(board)[0]["protocol"])
+    data = group_choices("data")
+    for probe in group_choices("probe") if name not in data else ():
+        if name.removesuffix(f"_{probe}") in data:
+            return [f"data={name.removesuffix(f'_{probe}')}", f"probe={probe}"]
+    return [f"data={name}"]
 
 
 def _places(path: Path) -> list[Path]:
@@ -247,9 +265,13 @@ def _newest(entries: list[dict[str, Any]], method: str, run: dict[str, Any], fol
     found = [entry for entry in entries if method in (entry["method"], label(entry))]
     if not found:
         raise unknown_name(f"baseline in {folder}", method, {entry["method"] for entry in entries})
-    return max(
-        found, key=lambda e: (e["revision"] == run["revision"], e["seed"] == run["seed"], e["created"], e["revision"])
-    )
+
+    def order(entry: dict[str, Any]) -> tuple[Any, ...]:
+        same = (entry["revision"] == run["revision"], entry["seed"] == run["seed"])
+        # Results of others stand in for none of ours.
+        return "accepted" not in entry, *same, entry["created"], entry["revision"]
+
+    return max(found, key=order)
 
 
 def _change(
@@ -271,36 +293,56 @@ def _change(
             f"{name} is {after['identity']!r} in the run but {before['identity']!r} in the baseline {label(baseline)}. "
             "Two numbers with different identities are never compared: measure a new baseline with this version."
         )
+    if (before["higher_is_better"], before["unit"]) != (after["higher_is_better"], after["unit"]):
+        raise UsageError(f"{name} has another direction or unit in the run than in the baseline {label(baseline)}.")
     coverage = f"{after['n']}/{after['of']}, was {before['n']}/{before['of']}"
     change = replace(change, difference=new - old, coverage=coverage if after["n"] != before["n"] else "")
     if after["n"] < before["n"]:
         return replace(change, status="regression", why=f"lost coverage: {coverage}")
+    if lost := _lost(before, after):
+        return replace(change, status="regression", why=f"lost coverage of {lost}")
     return replace(change, status="not ranked") if change.higher_is_better is None else change
 
 
-def _paired(name: str, run: dict[str, Any], baseline: dict[str, Any]) -> Comparison | None:
-    """Run minus baseline over the identities that both have scored in full."""
+def _lost(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Identities with fewer scored images than before, whatever was gained elsewhere; "" where there are none."""
+    counts = {
+        person: (after.get("by_identity", {}).get(person, {}).get("n", 0), own["n"])
+        for person, own in before.get("by_identity", {}).items()
+    }
+    return ", ".join(f"{person}: {now}, was {then}" for person, (now, then) in counts.items() if now < then)
+
+
+def _paired(name: str, run: dict[str, Any], baseline: dict[str, Any], level: float) -> tuple[Comparison, str]:
+    """Run minus baseline, and what is to be said of the identities behind it.
+
+    They are those that both have scored in full. Where these are so few that no p-value could fall below `level`,
+    all that both have scored count: a mean over other images of a person may move by itself, but a metric that no
+    test looks at could drop as far as it likes.
+    """
     after, before = run["metrics"][name], baseline["metrics"][name]
-    images = run["identity_images"]
-    shared = [
+    both = [
         person
-        for person, count in images.items()
-        if all(metric["by_identity"].get(person, {}).get("n") == count for metric in (after, before))
+        for person in run["identity_images"]
+        if all(person in metric["by_identity"] for metric in (after, before))
     ]
-    if not shared:
-        return None
+    shared = complete_identities(run, baseline, name, scorable_images([run, baseline], name))
+    why = ""
+    if len(shared) < len(both) and (not shared or smallest_p(len(shared)) >= level):
+        why = f"{len(shared)} identities scored in full by both: over all {len(both)} that both have scored"
+        shared = both
     means = [
         pd.Series({person: metric["by_identity"][person]["mean"] for person in shared}, dtype=float)
         for metric in (after, before)
     ]
-    count = sum(images[person] for person in shared)
-    return compare_identity_means(means[0], means[1], name, after["higher_is_better"], count)
+    count = sum(min(metric["by_identity"][person]["n"] for metric in (after, before)) for person in shared)
+    return compare_identity_means(means[0], means[1], name, after["higher_is_better"], count), why
 
 
 def _refuse_a_test_without_power(tests: dict[int, Comparison], changes: list[Change], alpha: float) -> None:
     most = max((test.n_identities for test in tests.values()), default=0)
     best = min(1.0, smallest_p(most) * len(tests)) if most else 1.0
-    if any(change.status in ("unchanged", "untested") for change in changes) and best > alpha:
+    if any(change.status == "unchanged" for change in changes) and best >= alpha:
         raise UsageError(
             f"With {most} identities in common and {len(tests)} tested metrics no p-value can fall below {best:.2g}: "
             f"no loss could ever fail at alpha = {alpha:g}. Use a protocol with more identities, gate fewer metrics "
@@ -310,15 +352,17 @@ def _refuse_a_test_without_power(tests: dict[int, Comparison], changes: list[Cha
 
 def _judged(change: Change, comparison: Comparison, p: float, tests: int, alpha: float) -> Change:
     one = replace(change, difference=comparison.mean_difference, low=comparison.low, high=comparison.high, p=p)
-    best = min(1.0, smallest_p(comparison.n_identities) * tests)
-    if best > alpha:
-        why = f"{comparison.n_identities} identities in common: p cannot fall below {best:.2g} among {tests} tests"
-        return replace(one, status="untested", why=why)
     verdict = replace(comparison, p_adjusted=p).better_at(alpha)
     if verdict is None:
-        return one
+        # Holm steps down: beside clear changes of other metrics a p-value may count where this product is too large.
+        best = min(1.0, smallest_p(comparison.n_identities) * tests)
+        if p < alpha or best < alpha:
+            return one
+        why = f"{comparison.n_identities} identities in common: p may not fall below {best:.2g} among {tests} tests"
+        return replace(one, status="untested", why="; ".join(filter(None, [change.why, why])))
     if abs(comparison.mean_difference) <= (change.tolerance or 0.0):
-        return replace(one, why=f"{'better' if verdict else 'worse'}, within the tolerance")
+        said = f"{'better' if verdict else 'worse'}, within the tolerance"
+        return replace(one, why="; ".join(filter(None, [change.why, said])))
     return replace(one, status="improvement" if verdict else "regression")
 
 

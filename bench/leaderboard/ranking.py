@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from bench.leaderboard.complete import complete_identities, scorable_images
 from bench.scores.power import Power, protocol_power, smallest_p
 from bench.scores.statistics import ALPHA, Comparison, compare_identity_means, holm_comparisons
 
@@ -51,9 +52,9 @@ class Column:
 class TieGroups:
     """Which rows of a board one metric tells apart: a compact letter display.
 
-    Two rows share a letter exactly where the paired test does not separate them. "a" is the group of
-    the best mean; a row with several letters belongs to several groups ("ab" is separated neither from
-    the best nor from rows that are).
+    Two rows share a letter exactly where the paired test does not separate them. The row with the best mean has an
+    "a", and may have further letters: "ab" shares "a" with some rows and "b" with others. A row is not shown to differ
+    from the best one where the two share any letter.
 
     Attributes:
         letters: By index of the row, such as "a" or "ab"; rows that are not ranked are not in it.
@@ -125,7 +126,8 @@ class Board:
 def build_board(entries: list[dict[str, Any]]) -> Board:
     """Orders and compares the entries of one protocol; see `tie_groups`.
 
-    `copy_reference` is never the best: it shows what copying scores.
+    `copy_reference` is never the best: it shows what copying scores. Neither is a number of others that could not be
+    computed again here.
     """
     columns, absent = _columns(entries)
     rows = _ordered(entries, columns)
@@ -136,9 +138,9 @@ def build_board(entries: list[dict[str, Any]]) -> Board:
 def tie_groups(rows: Sequence[dict[str, Any]], column: Column) -> TieGroups:
     """Groups the rows of a board that one metric cannot tell apart.
 
-    Every pair of ranked rows (not `copy_reference`) is tested by the exact sign-flip test on the
-    identity means that both have scored in full; a pair is separated where its p-value, Holm-adjusted
-    over all pairs of this metric, is below .05. The letters are those of Piepho (2004, "An algorithm for
+    Every pair of ranked rows (not `copy_reference`, and no number that was never computed here) is tested by the exact
+    sign-flip test on the identity means that both have scored in full; a pair is separated where its p-value,
+    Holm-adjusted over all pairs of this metric, is below .05. The letters are those of Piepho (2004, "An algorithm for
     a letter-based representation of all-pairwise comparisons"), in the order of means; equal means
     keep the order of rows, so that the same entries always give the same letters.
 
@@ -153,8 +155,9 @@ def tie_groups(rows: Sequence[dict[str, Any]], column: Column) -> TieGroups:
     order = sorted(means, key=lambda i: (sign * means[i], i))
     tests: dict[tuple[int, int], Comparison] = {}
     untested: list[tuple[int, int]] = []
+    images = scorable_images(rows, column.name) if rows else {}
     for pair in itertools.combinations(order, 2):
-        if comparison := _compare(rows[pair[0]], rows[pair[1]], column):
+        if comparison := _compare(rows[pair[0]], rows[pair[1]], column, images):
             tests[pair] = comparison
         else:
             untested.append(pair)
@@ -201,7 +204,15 @@ def _letter(index: int) -> str:
     return string.ascii_letters[index % count] + (str(index // count) if index >= count else "")
 
 
+def was_recomputed(entry: dict[str, Any], metric: str) -> bool:
+    """Whether a number was computed here, if only on a sample; some of what others report cannot be."""
+    return metric not in entry.get("accepted", {}).get("not_recomputed", {})
+
+
 def _mean(entry: dict[str, Any], metric: str) -> float | None:
+    """A mean that may be ranked."""
+    if not was_recomputed(entry, metric):
+        return None
     return entry["metrics"].get(metric, {}).get("mean")
 
 
@@ -237,18 +248,12 @@ def _ordered(entries: list[dict[str, Any]], columns: list[Column]) -> list[dict[
     return sorted(entries, key=key)
 
 
-def _compare(best: dict[str, Any], row: dict[str, Any], column: Column) -> Comparison | None:
+def _compare(best: dict[str, Any], row: dict[str, Any], column: Column, images: dict[str, int]) -> Comparison | None:
     """Best minus row; None where the identity strings differ or no identity is complete in both."""
     a, b = best["metrics"][column.name], row["metrics"][column.name]
     if a["identity"] != b["identity"]:
         return None
-    images = best["identity_images"]
-    shared = [
-        person
-        for person, count in images.items()
-        if row["identity_images"].get(person) == count
-        and all(metric["by_identity"].get(person, {}).get("n") == count for metric in (a, b))
-    ]
+    shared = complete_identities(best, row, column.name, images)
     if not shared:
         return None
     first, second = (

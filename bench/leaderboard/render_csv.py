@@ -54,7 +54,7 @@ def board_csv(view: View) -> str:
                     "mark": cell.mark if cell else "",
                     "group": cell.group if cell else "",
                     **(_shows(power[name]) if name in power else {}),
-                    "remark": remarks.get(name, ""),
+                    "remark": " ".join(filter(None, [cell.remark if cell else "", remarks.get(name, "")])),
                 }
             )
     for paper, rows in view.published:

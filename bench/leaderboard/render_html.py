@@ -163,7 +163,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "mark": cell.mark,
         "group": cell.group,
         "interval": cell.interval,
-        "coverage": cell.coverage,
+        "coverage": ", ".join(filter(None, [f"{cell.coverage} scored" if cell.coverage else "", cell.remark])),
     }
 
 

@@ -12,12 +12,14 @@ from bench.leaderboard.published import (
     format_published,
     references,
 )
-from bench.leaderboard.view import Cell, Row, View, power_note
+from bench.leaderboard.view import Cell, Row, View, power_note, symmetry_notes
 
 SPECIAL = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-    "≥": r"$\geq$", "≤": r"$\leq$", "×": r"$\times$", "α": r"$\alpha$",
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    # Not `\{`: BibTeX counts every brace, and an escaped one would have to be balanced, too.
+    "{": r"\textbraceleft{}", "}": r"\textbraceright{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$", "≥": r"$\geq$", "≤": r"$\leq$", "×": r"$\times$", "α": r"$\alpha$", "−": "$-$",
 }  # fmt: skip
 ARROWS = (r"$\uparrow$", r"$\downarrow$")
 GENERATED = "% Written by `bench leaderboard render`; edits are overwritten. Needs \\usepackage{booktabs}."
@@ -31,6 +33,7 @@ def board_latex(view: View) -> str:
         f"{view.people} identities. Mean over identity means; best in bold, second underlined; "
         r"rows of a metric that share a letter are not shown to differ (sign-flip test, Holm, $\alpha=.05$)."
     )
+    caption += "".join(f" {escape(note)}" for note in symmetry_notes(view.board))
     said = power_note(view)
     caption += f" {escape(said)}" if said else ""
     caption += f" {escape(names)}" if names else ""
@@ -91,9 +94,10 @@ def _name(row: Row) -> str:
 def _cell(cell: Cell) -> str:
     if cell.value is None:
         return "--"
-    text = {"best": f"\\textbf{{{cell.text}}}", "second": f"\\underline{{{cell.text}}}"}.get(cell.mark, cell.text)
+    shown = escape(cell.text)
+    text = {"best": f"\\textbf{{{shown}}}", "second": f"\\underline{{{shown}}}"}.get(cell.mark, shown)
     text += f"\\textsuperscript{{{cell.group}}}" if cell.group else ""
-    return text + (f" ({cell.coverage})" if cell.coverage else "")
+    return text + (f" ({cell.beside})" if cell.beside else "")
 
 
 def _published(paper: PublishedPaper, rows: list[PublishedRow], view: View) -> list[str]:
@@ -106,7 +110,8 @@ def _published(paper: PublishedPaper, rows: list[PublishedRow], view: View) -> l
     lines = _begin(caption, f"tab:{view.board.protocol}-{paper.name}", headings, left=2)
     for row in rows:
         cells = [("--" if value is None else format_published(value)) for value in map(row.metrics.get, metrics)]
-        lines.append(_line([escape(row.method) + _cite(citation_keys(row.method)), row.table, *cells]))
+        name = escape(row.method) + _cite(citation_keys(row.method))
+        lines.append(_line([name, escape(row.table), *map(escape, cells)]))
     return [*lines, *_end()]
 
 

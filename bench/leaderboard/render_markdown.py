@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from bench.leaderboard.published import PublishedPaper, PublishedRow, format_published
 from bench.leaderboard.ranking import COPY, INPUT
-from bench.leaderboard.view import COST_HEADINGS, Cell, Row, View, interval_notes, power_note
+from bench.leaderboard.view import (
+    COST_HEADINGS,
+    NOT_RECOMPUTED,
+    Cell,
+    Row,
+    View,
+    interval_notes,
+    power_note,
+    symmetry_notes,
+)
 
 GENERATED = "<!-- Written by `bench leaderboard render` from the entries beside this file; edits are overwritten. -->"
+TAGS = str.maketrans({"&": "&amp;", "<": "&lt;", "[": "\\["})
 DIRECTION = {True: "higher is better", False: "lower is better", None: "not ranked"}
 
 
@@ -74,16 +86,16 @@ def cell_text(cell: Cell, bold: str = "**", raised: tuple[str, str] = (" <sup>",
     text = f"{bold}{cell.text}{bold}" if cell.mark == "best" else cell.text
     text += f"{raised[0]}{cell.group}{raised[1]}" if cell.group else ""
     text += f" {cell.interval}" if cell.interval else ""
-    return text + (f" ({cell.coverage})" if cell.coverage else "")
+    return text + (f" ({cell.beside})" if cell.beside else "")
 
 
 def _table(view: View) -> list[str]:
     marks = [_superscript(view.notes.get(column.name, [])) for column in view.columns]
-    headings = [column.heading + mark for column, mark in zip(view.columns, marks, strict=True)]
+    headings = [_data(column.heading) + mark for column, mark in zip(view.columns, marks, strict=True)]
     columns = ["method", "revision", *headings, *COST_HEADINGS]
     lines = [_row(columns), _row(["---", "---", *["---:"] * (len(columns) - 2)])]
     for row in view.rows:
-        cells = [cell_text(cell) for cell in row.cells]
+        cells = [cell_text(replace(cell, text=_data(cell.text))) for cell in row.cells]
         lines.append(_row([_name(row), _revision(row), *cells, *(cell.text for cell in row.costs)]))
     for name in view.absent_rows:
         lines.append(_row([f"`{name}`", "not measured yet", *[""] * (len(columns) - 2)]))
@@ -91,7 +103,7 @@ def _table(view: View) -> list[str]:
 
 
 def _name(row: Row) -> str:
-    return f"{row.entry['title']} (`{row.entry['method']}`)"
+    return f"{_data(row.entry['title'])} (`{row.entry['method']}`)"
 
 
 def _revision(row: Row) -> str:
@@ -104,7 +116,7 @@ def _superscript(numbers: list[int]) -> str:
 
 
 def _footnotes(view: View) -> list[str]:
-    lines = [f"<sup>{number}</sup> {text}  " for number, text in enumerate(view.footnotes, 1)]
+    lines = [f"<sup>{number}</sup> {_data(text)}  " for number, text in enumerate(view.footnotes, 1)]
     return [*lines, ""] if lines else []
 
 
@@ -113,12 +125,22 @@ def legend(view: View) -> list[str]:
     power = power_note(view)
     return [
         "Best mean in bold. Letters instead of ranks: rows that share one are not shown to differ (two-sided sign-flip "
-        'test on identity means, Holm over all pairs of rows of the metric, α = .05); "a" are those not shown to '
-        "differ from the best. ?: some pair has nothing complete in common and is not tested.",
+        "test on identity means, Holm over all pairs of rows of the metric, α = .05). Those not shown to differ from "
+        "the best are the rows sharing any letter with the best mean (bold). ?: some pair has nothing complete in "
+        "common and is not tested.",
+        *symmetry_notes(view.board),
         *([power] if power else []),
         "(n/N): scored images, where not all are; the tests then use the identities both rows have scored in full.",
         f"`{INPUT}` is the degraded picture. IPS of `{COPY}` shows what copying scores: a method near it on IPS "
         f"may be copying, which ID tells apart. `{COPY}` takes no part in the ranking.",
+        *(
+            [
+                f"{NOT_RECOMPUTED}: reported by others for a metric whose weights or package were absent where the "
+                "row was accepted. Nobody checked such a number: it is never best or second and has no letters."
+            ]
+            if any(cell.remark for row in view.rows for cell in row.cells)
+            else []
+        ),
         "Time and memory are of the hardware below and no part of the ranking.",
     ]
 
@@ -132,16 +154,16 @@ def introduction(view: View) -> str:
 
 
 def _legend(view: View) -> list[str]:
-    first = f"Protocol id `{view.board.protocol_id}`: {introduction(view)}"
-    return [first, "", *(f"- {line}" for line in legend(view))]
+    first = f"Protocol id `{view.board.protocol_id}`: {_data(introduction(view))}"
+    return [first, "", *(f"- {_data(line)}" for line in legend(view))]
 
 
 def _identities(view: View) -> list[str]:
     lines = ["| metric | identity | direction |", "| --- | --- | --- |"]
     for column in view.columns:
-        lines.append(_row([column.title, f"`{column.identity}`", DIRECTION[column.higher_is_better]]))
+        lines.append(_row([_data(column.title), _code(column.identity), DIRECTION[column.higher_is_better]]))
     for column in view.absent:
-        lines.append(_row([column.title, f"`{column.identity}`", f"n/a ({column.reason})"]))
+        lines.append(_row([_data(column.title), _code(column.identity), f"n/a ({_data(str(column.reason))})"]))
     return lines
 
 
@@ -160,7 +182,8 @@ def _facts(view: View) -> list[str]:
             reported(entry),
         ]
         name = f"`{entry['method']}@{entry['revision'][:12]}`"
-        lines.append(_row([name, str(entry["seed"]), *(fact or "" for fact in facts), entry["created"]]))
+        told = [_data(fact or "") for fact in (*facts, entry["created"])]
+        lines.append(_row([name, str(entry["seed"]), *told]))
     return lines
 
 
@@ -196,11 +219,14 @@ def units(paper: PublishedPaper, metrics: Sequence[str] | None = None) -> str:
 
 def _published_table(paper: PublishedPaper, rows: list[PublishedRow], protocol_id: str | None) -> list[str]:
     metrics = paper.metrics(rows)
-    columns = ["method", "table", "data", "references", *(paper.heading(name) for name in metrics)]
+    columns = ["method", "table", "data", "references", *(_data(paper.heading(name)) for name in metrics)]
     columns += ["protocol"] if protocol_id else []
     lines = [_row(columns), _row(["---", "---", "---", *["---:"] * (len(metrics) + 1), *["---"] * bool(protocol_id)])]
     for row in rows:
-        cells = [row.method, row.table, row.where, "?" if row.references is None else str(row.references)]
+        cells = [
+            *map(_data, (row.method, row.table, row.where)),
+            "?" if row.references is None else str(row.references),
+        ]
         cells += [format_published(row.metrics.get(name)) for name in metrics]
         lines.append(_row([*cells, row.mark(protocol_id)] if protocol_id else cells))
     return lines
@@ -218,11 +244,25 @@ def notes(rows: Sequence[PublishedRow]) -> list[str]:
 
 
 def _notes(rows: Sequence[PublishedRow]) -> list[str]:
-    return [line for note in notes(rows) for line in ("", note)]
+    return [line for note in notes(rows) for line in ("", _data(note))]
 
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(_escape(one) for one in cells) + " |"
+
+
+def _data(text: str) -> str:
+    """Text of entries and papers, in which no tag and no character reference is meant as one."""
+    parts = re.split(r"(`[^`]*`)", text)
+    # Within `code` Markdown shows every character as it is.
+    return "".join(
+        part if part.startswith("`") and part.endswith("`") and len(part) > 1 else part.translate(TAGS)
+        for part in parts
+    )
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('`', chr(39))}`"
 
 
 def _escape(text: str) -> str:

@@ -15,6 +15,7 @@ import yaml
 from bench.errors import BenchError, MissingError, UsageError
 from bench.leaderboard.papers import PaperData, PaperRow, PaperTable
 from bench.leaderboard.published import PublishedPaper, read_published
+from bench.leaderboard.variants import variant_suffix
 from bench.paths import bench_home, runs_root
 
 State = Literal[
@@ -291,14 +292,7 @@ def _ours(settings: PaperRow, data: PaperData, words: Sequence[str]) -> tuple[st
 
 def _label(settings: PaperRow) -> str | None:
     """Label that a board's row of these settings has, without size; None where settings alone do not tell."""
-    further = [word for word in settings.words if not word.startswith("method=")]
-    known = {
-        (): "",
-        ("method.reference=none",): "+blind",
-        ("method.use_identity=false",): "+no-identity",
-        ("method.use_warped_reference=false",): "+unwarped",
-    }
-    suffix = known.get(tuple(further))
+    suffix = variant_suffix([word for word in settings.words if not word.startswith("method=")])
     return None if suffix is None else f"{settings.name}{suffix}"
 
 
@@ -334,6 +328,7 @@ def _board(protocol: str) -> list[tuple[Path, dict[str, Any]]]:
 
     paths = {path.name: path for root in reversed(board_roots()) for path in (root / protocol).glob("*.json")}
     entries = [(path, read_entry(path)) for _, path in sorted(paths.items())]
+    entries = [(path, entry) for path, entry in entries if "accepted" not in entry]
     return sorted(entries, key=lambda one: (not str(one[1]["method"]).endswith("@paper"), one[0].name))
 
 

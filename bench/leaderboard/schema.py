@@ -21,6 +21,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) and one for one in value)
+
+
 def or_none(check: Check) -> Check:
     """The same check with null allowed."""
     return f"{check[0]} or null", lambda value: value is None or check[1](value)
@@ -93,6 +97,7 @@ ACCEPTED: dict[str, Check] = {
 }
 # Fields that came later: an entry without them is as valid as it was.
 OPTIONAL: dict[str, Check] = {"set_metrics": MAPPING, "accepted": MAPPING}
+ACCEPTED_OPTIONAL: dict[str, Check] = {"sample": ("a list of image ids", _is_texts)}
 PERSON: dict[str, Check] = {"mean": NUMBER, "n": COUNT}
 
 
@@ -106,6 +111,7 @@ def validate(entry: Any, where: str) -> None:
     for person, count in entry["identity_images"].items():
         if not _is_count(count) or count == 0:
             raise UsageError(f"{where}: identity_images.{person} must be a whole number above 0, got {count!r}.")
+    _check_counts(entry, where)
     for name, metric in entry["metrics"].items():
         field = f"metrics.{name}"
         check_fields(metric, METRIC, where, f"{field}.")
@@ -118,8 +124,9 @@ def validate(entry: Any, where: str) -> None:
         check_fields(metric, SET_METRIC, where, f"set_metrics.{name}.")
         if (metric["value"] is None) != bool(metric["reason"]):
             raise UsageError(f"{where}: set_metrics.{name} must have either a value or a reason.")
+        _check_no_bounds(metric, "value", where, f"set_metrics.{name}")
     if "accepted" in entry:
-        check_fields(entry["accepted"], ACCEPTED, where, "accepted.")
+        check_fields(entry["accepted"], ACCEPTED, where, "accepted.", ACCEPTED_OPTIONAL)
 
 
 def check_fields(
@@ -144,6 +151,27 @@ def check_fields(
             raise UsageError(f"{where}: {prefix}{key} must be {expected}, got {value[key]!r:.80}.")
 
 
+def _check_counts(entry: dict[str, Any], where: str) -> None:
+    """The images of the protocol are one number, and nothing is scored that was not restored."""
+    of, images = entry["of"], entry["images"]
+    if (total := sum(entry["identity_images"].values())) != of:
+        raise UsageError(f"{where}: of is {of}, but identity_images has {total} images.")
+    if images > of:
+        raise UsageError(f"{where}: images is {images}, more than the {of} of the protocol.")
+    for kind in ("metrics", "set_metrics"):
+        for name, metric in entry.get(kind, {}).items():
+            stated = metric if isinstance(metric, dict) else {}
+            if _is_count(stated.get("of")) and stated["of"] != of:
+                raise UsageError(f"{where}: {kind}.{name}.of is {stated['of']}, but the protocol has {of} images.")
+            if _is_count(stated.get("n")) and stated["n"] > images:
+                raise UsageError(f"{where}: {kind}.{name}.n is {stated['n']}, but only {images} images were restored.")
+
+
+def _check_no_bounds(metric: dict[str, Any], value: str, where: str, field: str) -> None:
+    if metric[value] is None and (metric["low"] is not None or metric["high"] is not None):
+        raise UsageError(f"{where}: {field} has bounds but no value.")
+
+
 def _check_sums(metric: dict[str, Any], where: str, field: str) -> None:
     people = metric["by_identity"].values()
     if (
@@ -154,6 +182,7 @@ def _check_sums(metric: dict[str, Any], where: str, field: str) -> None:
         raise UsageError(f"{where}: n, of and identities of {field} do not match its identities.")
     if (metric["mean"] is None) != (not people):
         raise UsageError(f"{where}: {field}.mean must be null exactly where there is no value.")
+    _check_no_bounds(metric, "mean", where, field)
     if metric["mean"] is None and not metric["reason"]:
         raise UsageError(f"{where}: {field} has no value and no reason.")
     if people:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from bench.paths import bench_home, resource_root
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from bench.metrics.metric import Metric
     from bench.protocol.protocol import Protocol
@@ -91,16 +93,34 @@ def find_protocol(name: str, wanted_id: str | None = None) -> Protocol:
 
 
 def read_submitted(path: Path) -> pd.DataFrame:
-    """A submitted score table: one run, no row twice.
+    """A submitted score table: one run, no row twice, every column of the type it should have.
 
     Raises:
         UsageError: It is not that.
     """
-    from bench.scores.table import read_table
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    table = read_table(path)
-    if table.empty:
+    from bench.scores.table import SCHEMA, read_table
+
+    if read_table(path).empty:
         raise UsageError(f"The score table {path} has no rows.")
+    columns: dict[str, pa.ChunkedArray] = {}
+    stored = pq.read_table(path, columns=SCHEMA.names)
+    for field in SCHEMA:
+        try:
+            column = stored.column(field.name)
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
+            if pa.types.is_floating(field.type) and not _is_number(column.type):
+                raise pa.ArrowInvalid(f"found {column.type}")
+            columns[field.name] = column.cast(field.type, safe=True)
+        except (pa.ArrowException, ValueError) as error:
+            raise UsageError(f"{path}: the column {field.name} must hold {field.type} only: {error}") from error
+        if columns[field.name].null_count and field.name not in ("value", "reason"):
+            raise UsageError(f"{path}: {columns[field.name].null_count} rows have no {field.name}.")
+    table: pd.DataFrame = pa.table(columns).to_pandas()
+    table["reason"] = table["reason"].astype(object).where(table["reason"].notna(), None)
     for column in ("protocol_id", "method", "method_revision", "seed"):
         if len(found := sorted(map(str, table[column].unique()))) > 1:
             raise UsageError(
@@ -162,18 +182,40 @@ def _known_metrics(table: pd.DataFrame, where: str) -> tuple[list[Metric], dict[
         if name not in classes:
             raise unknown_name("metric", name, classes)
         metric = classes[name]()
-        if reason := metric.unavailable():
-            not_recomputed[name] = reason
-        elif metric.identity != identity:
+        reason = metric.unavailable()
+        if not same_identity(identity, metric.identity, bool(reason)):
             raise UsageError(
                 f"{where} scores {name} as {identity!r}, this version as {metric.identity!r}. Two numbers with "
                 "different identities are never compared: score the pictures with this version."
             )
+        if reason:
+            not_recomputed[name] = reason
         else:
             metrics.append(metric)
     if not metrics:
         raise UsageError(f"None of the metrics of {where} can be computed here: {not_recomputed}. Nothing was checked.")
     return metrics, not_recomputed
+
+
+def same_identity(stated: str, own: str, absent: bool) -> bool:
+    """Whether a stated metric identity is ours.
+
+    Args:
+        stated: Theirs.
+        own: That of this installation.
+        absent: Whether something of the metric is absent here. Ours then says "absent" or "unverified" in place of a
+            hash or version that nobody here can know; there any word will do.
+    """
+    if not absent:
+        return stated == own
+    words = re.split(r"\b(?:absent|unverified)\b", own)
+    return re.fullmatch(r"[^@,()\s]+".join(map(re.escape, words)), stated) is not None
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind))
 
 
 def hash_pictures(submission: Submission, protocol: Protocol) -> dict[str, str]:

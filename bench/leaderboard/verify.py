@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
 from bench.leaderboard.board import FILES, board_texts
-from bench.leaderboard.bounds import made_alike, recomputed_bounds, same_bounds
+from bench.leaderboard.bounds import recomputed_bounds, same_bounds
 from bench.leaderboard.entry import board_names, entry_path, read_entry
 from bench.leaderboard.published import FOLDER, read_paper
 
@@ -17,16 +19,20 @@ from bench.leaderboard.published import FOLDER, read_paper
 def verify(root: Path, names: Sequence[str] | None = None, output: Path | None = None) -> list[str]:
     """Everything that is wrong with boards, a sentence each; empty where all is in order.
 
-    An entry must fit its schema, its name and its board's protocol id; its means must be those of its
-    identity means, its intervals those that the statistics give today. A rendered file must hold what
-    its entries give. The published numbers must fit their schema.
+    An entry must fit its schema, its name and its board's protocol id, and where the protocol is committed, its id
+    and its images; its means must be those of its identity means, its intervals those that the statistics give
+    today; directions and units must be those of the metrics, and the same wherever the identity is the same. A
+    rendered file must hold what its entries give. The published numbers must fit their schema.
 
     Args:
         root: Folder of all boards.
         names: Boards; None for all.
         output: Folder with further rendered files to check; only formats found there are checked.
     """
-    found = [problem for name in names or board_names(root) for problem in _entries(root / name)]
+    found: list[str] = []
+    directions: dict[str, tuple[Any, ...]] = {}
+    for name in names or board_names(root):
+        found += _entries(root / name, directions)
     folder = root / FOLDER
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         try:
@@ -56,9 +62,10 @@ def _first_difference(path: Path, text: str) -> str:
     return f" from line {line} on" if line else ""
 
 
-def _entries(folder: Path) -> list[str]:
+def _entries(folder: Path, directions: dict[str, tuple[Any, ...]]) -> list[str]:
     found: list[str] = []
     ids: dict[str, str] = {}
+    committed = _committed(folder.name)
     for path in sorted(folder.glob("*.json")):
         try:
             entry = read_entry(path)
@@ -69,7 +76,7 @@ def _entries(folder: Path) -> list[str]:
         if expected.name != path.name or entry["protocol"] != folder.name:
             found.append(f"{path} holds the entry that belongs into {expected}: rename or remove it.")
         ids[path.name] = entry["protocol_id"]
-        found += _intervals(entry, path)
+        found += _protocol(entry, committed, path) + _directions(entry, directions, path) + _intervals(entry, path)
     if len(set(ids.values())) > 1:
         found.append(
             f"{folder} mixes protocol ids: {', '.join(f'{name} {own}' for name, own in ids.items())}. "
@@ -78,12 +85,51 @@ def _entries(folder: Path) -> list[str]:
     return found
 
 
+def _committed(protocol: str) -> Mapping[str, Any] | None:
+    """What an entry must say of a committed protocol; None where it is not committed."""
+    from bench.protocol.freeze import committed_path
+
+    path = committed_path(protocol)
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text("utf-8"))
+    people = Counter(str(image["identity"]) for image in content["images"])
+    return {"protocol_id": content["id"], "of": len(content["images"]), "identity_images": dict(people)}
+
+
+def _protocol(entry: dict[str, Any], committed: Mapping[str, Any] | None, path: Path) -> list[str]:
+    return [
+        f"{path}: {key} is {entry[key]}, but the committed protocol {entry['protocol']} has {wanted}."
+        for key, wanted in (committed or {}).items()
+        if entry[key] != wanted
+    ]
+
+
+def _directions(entry: dict[str, Any], seen: dict[str, tuple[Any, ...]], path: Path) -> list[str]:
+    """Directions and units that are not those of the metric, or differ between entries of one metric identity."""
+    from bench.registry import metric_classes, set_metric_classes
+
+    found = []
+    classes: dict[str, Any] = {**metric_classes(), **set_metric_classes()}
+    for name, metric in {**entry["metrics"], **entry.get("set_metrics", {})}.items():
+        stated = (metric["higher_is_better"], metric["unit"])
+        first = seen.setdefault(metric["identity"], stated)
+        known = classes.get(name)
+        wanted = (known.higher_is_better, known.unit) if known else first
+        if stated != wanted:
+            found.append(
+                f"{path}: {name} states higher_is_better {stated[0]} and unit {stated[1]!r}, "
+                f"{'the metric' if known else 'another entry of the same metric'} {wanted[0]} and {wanted[1]!r}."
+            )
+    return found
+
+
 def _intervals(entry: dict[str, Any], path: Path) -> list[str]:
-    """Bounds that the identity means do not give; an interval made in another way is left alone."""
+    """Intervals that the identity means do not give."""
     found = []
     for name, wanted in recomputed_bounds(entry).items():
         stated = entry["metrics"][name]
-        if not made_alike(stated, wanted) or same_bounds(stated, wanted):
+        if same_bounds(stated, wanted):
             continue
         if stated["interval"] != wanted["interval"]:
             found.append(
@@ -92,8 +138,15 @@ def _intervals(entry: dict[str, Any], path: Path) -> list[str]:
             )
             continue
         for bound in ("low", "high"):
-            if stated[bound] is None or not math.isclose(stated[bound], wanted[bound], rel_tol=1e-6, abs_tol=1e-9):
+            if not _close(stated[bound], wanted[bound]):
                 found.append(
                     f"{path}: metrics.{name}.{bound} is {stated[bound]}, but its identity means give {wanted[bound]}."
                 )
     return found
+
+
+def _close(one: float | None, other: float | None) -> bool:
+    """Whether two bounds are equal, rounding aside; null only equals null, as with a single identity."""
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from bench.leaderboard.papers import published_on
 from bench.leaderboard.published import PublishedPaper, PublishedRow, citation_keys
-from bench.leaderboard.ranking import COPY, INPUT, Board, Column, build_board
+from bench.leaderboard.ranking import COPY, INPUT, Board, Column, build_board, was_recomputed
 from bench.metrics.noise_check import bettered_by_noise, noise_effects
 from bench.metrics.set_metric import FID_SMALLEST
 from bench.report.terminal import number
@@ -27,6 +27,7 @@ class Cell:
         coverage: "54/60" where not every image is scored, else "".
         mark: "best", "second", or "".
         group: Letters of its tie groups, "?" after them where a pair could not be tested, or "".
+        remark: "not recomputed" for a number of others that was never checked here, or "".
     """
 
     value: float | None
@@ -35,6 +36,12 @@ class Cell:
     coverage: str = ""
     mark: Literal["best", "second", ""] = ""
     group: str = ""
+    remark: str = ""
+
+    @property
+    def beside(self) -> str:
+        """Coverage and remark, such as "54/60, not recomputed"."""
+        return ", ".join(filter(None, [self.coverage, self.remark]))
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ class View:
         return [name for name in (COPY, INPUT) if all(entry["method"] != name for entry in self.board.entries)]
 
 
+NOT_RECOMPUTED = "not recomputed"
 COST_HEADINGS = ["s / image ↓", "peak MB ↓", "parameters (M)"]
 
 
@@ -151,7 +159,7 @@ def _beside_id(columns: list[Column]) -> list[Column]:
 
 
 def _second(board: Board, column: Column) -> set[int]:
-    """Rows with the second-best mean; `copy_reference` is never ranked."""
+    """Rows with the second-best mean; `copy_reference` and what was not recomputed are never ranked."""
     if column.higher_is_better is None:
         return set()
     sign = 1 if column.higher_is_better else -1
@@ -159,6 +167,7 @@ def _second(board: Board, column: Column) -> set[int]:
         index: sign * metric["mean"]
         for index, entry in enumerate(board.entries)
         if entry["method"] != COPY
+        and was_recomputed(entry, column.name)
         and (metric := entry["metrics"].get(column.name))
         and metric["mean"] is not None
         and metric["identity"] == column.identity
@@ -182,7 +191,12 @@ def _cell(board: Board, index: int, column: Column, second: set[int]) -> Cell:
         coverage="" if metric["n"] == metric["of"] else f"{metric['n']}/{metric['of']}",
         mark="best" if (index, column.name) in board.marks else "second" if index in second else "",
         group=_group(board, index, column.name),
+        remark=_remark(board.entries[index], column.name),
     )
+
+
+def _remark(entry: dict[str, Any], metric: str) -> str:
+    return "" if was_recomputed(entry, metric) else NOT_RECOMPUTED
 
 
 def _group(board: Board, index: int, metric: str) -> str:
@@ -226,6 +240,7 @@ def _set_cell(entry: dict[str, Any], column: Column) -> Cell:
         text=number(metric["value"]),
         interval="" if metric["low"] is None else f"[{number(metric['low'])}, {number(metric['high'])}]",
         coverage="" if metric["n"] == metric["of"] else f"{metric['n']}/{metric['of']}",
+        remark=_remark(entry, column.name),
     )
 
 
@@ -261,7 +276,7 @@ def _footnotes(
                 f"the row `{COPY}`, which shows what copying scores.{beside}",
             )
         groups = board.groups.get(column.name)
-        if groups and len(groups.letters) > 1 and not groups.can_separate:
+        if groups and groups.comparisons and not groups.can_separate:
             add(
                 column.name,
                 f"{len(groups.letters)} rows over {len(board.entries[0]['identity_images'])} identities are too many "
@@ -294,6 +309,19 @@ def interval_notes(board: Board) -> list[str]:
                 note = simulation.coverage_note(people, method, images) if known else None
                 found[f"{method}; {note}" if note else method] = None
     return sorted(found)
+
+
+def symmetry_notes(board: Board) -> list[str]:
+    """What the tests behind the letters do where differences are skewed, a sentence each."""
+    from bench.scores import simulation
+
+    if not simulation.COVERAGE_FILE.is_file():
+        return []
+    found = {
+        simulation.symmetry_note(len(entry["identity_images"]), entry["of"] / len(entry["identity_images"]))
+        for entry in board.entries
+    }
+    return sorted(note for note in found if note)
 
 
 def noise_note(metric: str, identity: str) -> str | None:

@@ -59,7 +59,8 @@ class LandmarkDistance(_Detected):
 class CappedLandmarkDistance(_Detected):
     """LMD with a ceiling: no more than a quarter of the eye distance, which is also what no face costs.
 
-    Without a face to detect a method cannot drop out of the mean, and failing never pays.
+    A method cannot drop out of the mean by restoring no face: every picture whose ground truth has known landmarks
+    gets a value.
     """
 
     name = "lmd_capped"
@@ -73,7 +74,7 @@ class CappedLandmarkDistance(_Detected):
     )
 
     def score(self, batch: ScoringBatch) -> list[Score]:
-        """Capped distance of every picture; never null."""
+        """Capped distance of every picture, a face found or not; null only where the ground truth's are not finite."""
         import numpy as np
 
         eyes = _landmarks(batch)[:, :2]

@@ -36,7 +36,8 @@ class _Learned(NetworkMetric):
     def identity(self) -> str:
         """Identity string."""
         own = ", ".join(weights_of(name) for name in self.weights)
-        return f"{self.name}@{implementation('pyiqa')}@weights {own}@RGB, float32, {self.how}"
+        programs = ", ".join(implementation(distribution) for distribution, _ in self.packages)
+        return f"{self.name}@{programs}@weights {own}@RGB, float32, {self.how}"
 
     def score(self, batch: ScoringBatch) -> list[Score]:
         """Quality of every picture."""
@@ -68,6 +69,7 @@ class Musiq(_Learned):
 
 
 class _Maniqa(_Learned):
+    packages = (("pyiqa", "pyiqa"), ("timm", "timm"))
     swin_scale: ClassVar[float]
 
     def build(self, *files: Path) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Need = Literal["truth", "references", "landmarks"]
 Cost = Literal["low", "medium", "high"]
+# What implementations raise on pictures that they cannot measure: flat, tiny, or both.
+_NO_VALUE = (RuntimeError, ValueError, ArithmeticError, AssertionError, IndexError)
 
 
 class Score(NamedTuple):
@@ -56,6 +58,21 @@ class ScoringBatch:
     def __len__(self) -> int:
         """Number of pictures."""
         return len(self.image_ids)
+
+    def alone(self, row: int) -> ScoringBatch:
+        """One picture of the batch as a batch of its own."""
+        own = slice(row, row + 1)
+        return replace(
+            self,
+            image_ids=self.image_ids[own],
+            restored=self.restored[own],
+            truth=None if self.truth is None else self.truth[own],
+            references=self.references[own],
+            landmarks=None if self.landmarks is None else self.landmarks[own],
+            reference_landmarks=None if self.reference_landmarks is None else self.reference_landmarks[own],
+            valid=self.valid[own],
+            marks=None if self.marks is None else self.marks[own],
+        )
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """What `compute` returns, computed by the first metric that asks and kept with the batch."""
@@ -159,15 +176,18 @@ class Metric:
         return None
 
     def score(self, batch: ScoringBatch) -> list[Score]:
-        """Scores every picture of the batch.
+        """Scores every picture of the batch; a picture without a value gets `Score(None, reason)`.
 
-        Raises:
-            Nothing for a single bad picture: such a picture gets `Score(None, reason)`.
+        What it raises all the same costs only the picture at fault its value (`score_batch`).
         """
         raise NotImplementedError
 
     def score_batch(self, batch: ScoringBatch) -> list[Score]:
-        """`score`, or nulls with a reason where the metric or what it needs is missing."""
+        """`score`, or nulls with a reason where the metric or what it needs is missing, or `score` fails on a picture.
+
+        Raises:
+            torch.OutOfMemoryError: Not even a single picture fits the device.
+        """
         reason = self.unavailable()
         if reason is None:
             present = {
@@ -181,7 +201,20 @@ class Metric:
                 reason = f"needs {' and '.join(names[need] for need in absent)}"
         if reason is not None:
             return [Score(None, reason)] * len(batch)
+        return self._score_each_that_can_be(batch)
+
+    def _score_each_that_can_be(self, batch: ScoringBatch) -> list[Score]:
+        """`score`; where an implementation fails on a picture, the others are scored all the same."""
         import torch
 
-        with torch.inference_mode():
-            return self.score(batch)
+        try:
+            with torch.inference_mode():
+                return self.score(batch)
+        except _NO_VALUE as error:
+            if len(batch) > 1:
+                return [own for row in range(len(batch)) for own in self._score_each_that_can_be(batch.alone(row))]
+            if isinstance(error, NotImplementedError | torch.OutOfMemoryError):
+                # Of the program or the machine, not of the picture: another attempt may succeed.
+                raise
+            said = str(error).strip().partition("\n")[0] or type(error).__name__
+            return [Score(None, f"{self.title} could not be computed: {said}")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NIQE_SMALLEST = 192
+BRISQUE_SMALLEST = 16  # at half the size its window of 7 px must fit
+_FLAT = "the picture is flat"
 _INSTALL = 'install it with: pip install "face-restoration-bench[full]"'
 
 
@@ -65,16 +68,16 @@ class Niqe(Metric):
         from bench.weights import catalogue
 
         mean, covariance = _pristine(catalogue.locate("niqe_pris"))
-        pictures = (batch.restored_luma.cpu() * 255.0).round()
         found = []
-        for picture in pictures:
-            try:
-                with _fast_filter():
-                    value = float(niqe(picture.unsqueeze(0), mean, covariance))
-            except (RuntimeError, ValueError) as error:
-                found.append(Score(None, f"NIQE could not be computed: {error}"))
-            else:
-                found.extend(scores([value], "NIQE is not finite: the picture is flat"))
+        for picture in _whole_levels(batch):
+            if _is_flat(picture):
+                found.append(Score(None, _FLAT))
+                continue
+            with _fast_filter(), warnings.catch_warnings():
+                # A covariance over a single block that is not flat: what follows from it is judged by its value.
+                warnings.simplefilter("ignore")
+                value = float(niqe(picture.unsqueeze(0), mean, covariance))
+            found.extend(scores([value], "NIQE is not finite"))
         return found
 
 
@@ -98,7 +101,7 @@ class Brisque(Metric):
 
         return (
             f"brisque@pyiqa {version('pyiqa')}@LIVE allmodel {catalogue.short_hash('brisque_allmodel')}"
-            "@Y BT.601 studio range 16-235, own size"
+            f"@Y BT.601 full range 0-255 rounded, own size, at least {BRISQUE_SMALLEST} px"
         )
 
     def unavailable(self) -> str | None:
@@ -110,15 +113,33 @@ class Brisque(Metric):
         return catalogue.missing("brisque_allmodel")
 
     def score(self, batch: ScoringBatch) -> list[Score]:
-        """BRISQUE of every picture."""
+        """BRISQUE of every picture, each on its own."""
+        height, width = batch.restored.shape[1:3]
+        if min(height, width) < BRISQUE_SMALLEST:
+            return [Score(None, f"needs {BRISQUE_SMALLEST} px, these pictures have {width}x{height}")] * len(batch)
         from pyiqa.archs.brisque_arch import brisque
 
         from bench.weights import catalogue
 
         coefficients, vectors, gamma, rho = _support_vectors(catalogue.locate("brisque_allmodel"))
-        with _fast_filter():
-            values = brisque(batch.restored_double.cpu(), sv_coef=coefficients, sv=vectors, gamma=gamma, rho=rho)
-        return scores(values.reshape(-1).tolist(), "BRISQUE is not finite: the picture is flat")
+        found = []
+        for picture, luma in zip(batch.restored_double.cpu(), _whole_levels(batch), strict=True):
+            if _is_flat(luma):
+                found.append(Score(None, _FLAT))
+                continue
+            with _fast_filter():
+                value = brisque(picture.unsqueeze(0), sv_coef=coefficients, sv=vectors, gamma=gamma, rho=rho)
+            found.extend(scores([float(value)], "BRISQUE is not finite"))
+        return found
+
+
+def _whole_levels(batch: ScoringBatch) -> Tensor:
+    """(B, 1, H, W) float64: the restored pictures' luma from 0 to 255, rounded."""
+    return (batch.restored_luma.cpu() * 255.0).round()
+
+
+def _is_flat(luma: Tensor) -> bool:
+    return bool(luma.amin() == luma.amax())
 
 
 def _fast_filter() -> AbstractContextManager[None]:

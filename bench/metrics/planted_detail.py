@@ -133,7 +133,7 @@ def contrast_shares(
         own = [largest_contrast(image, [(site.x, site.y)], mark) for image, site in zip(marked, origins, strict=True)]
         full = float(np.mean(own))
         natural = max(0.0, *(largest_contrast(image, places, mark) for image in plain))
-        if natural <= LARGEST_NATURAL_SHARE * full:
+        if full > 0 and natural <= LARGEST_NATURAL_SHARE * full:
             shares.append((largest_contrast(picture, places, mark) - natural) / (full - natural))
     return shares
 

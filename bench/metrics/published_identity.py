@@ -120,9 +120,11 @@ class DegradationAngle(NetworkMetric):
     @property
     def identity(self) -> str:
         """Identity string."""
+        import cv2
+
         return (
             f"degradation_angle@own ArcFace18 1@weights {weights_of(self.weights[0])}"
-            f"@grey by OpenCV, {GREY_SIDE} px bilinear, whole picture, (p - 127.5) / 127.5"
+            f"@grey by OpenCV {cv2.__version__}, {GREY_SIDE} px bilinear, whole picture, (p - 127.5) / 127.5"
             "@arccos of the cosine, degrees"
         )
 

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from bench.report.content import Run, all_metrics, baseline, heading, leading
-from bench.report.pictures import PictureBook, Pictures, images_to_show, make_case, most_cases
+from bench.report.content import Run, all_metrics, baseline, heading, leading, told
+from bench.report.pictures import SMALL_SIDE, PictureBook, Pictures, images_to_show, make_case, most_cases
 from bench.report.strength import degradation_parameters, lq_psnr
 
 DIGITS = 6
@@ -25,7 +25,8 @@ def page_data(runs: Sequence[Run], metric: str | None, pictures: Sequence[Pictur
     Returns:
         `images`, `people` and `who` (number of each image's person); `runs`; `metrics`; `scores` and `why` (per
         metric and run: a value per image; the number of a reason in `reasons` for each missing one); `strengths`;
-        `side` of the pictures in pixels; `cases` (per image number) with numbers of `pictures`.
+        `side` of the pictures in pixels; `cases` (per image number) with numbers of `pictures`, the reasons in
+        `unreadable` as they were raised.
     """
     lead = leading(runs)
     images = list(dict.fromkeys(image for run in runs for image in run.scores["image_id"]))
@@ -46,15 +47,16 @@ def page_data(runs: Sequence[Run], metric: str | None, pictures: Sequence[Pictur
             values = [records.get(image, (None, "not scored")) for image in images]
             scores[name].append([_rounded(value) for value, _ in values])
             missing = {i: reason for i, (value, reason) in enumerate(values) if _rounded(value) is None}
-            why[name].append({i: reasons.setdefault(str(reason), len(reasons)) for i, reason in missing.items()})
+            why[name].append({i: reasons.setdefault(told(reason), len(reasons)) for i, reason in missing.items()})
     book = PictureBook()
     cases: dict[int, dict[str, Any]] = {}
     side = 0
     if pictures is not None:
         side = int(pictures[lead.index].lq(images[0]).shape[0])
         number = {image: index for index, image in enumerate(images)}
-        for image in images_to_show(runs, metric, most_cases(side, len(runs))):
-            cases[number[image]] = make_case(image, runs, pictures, book)
+        full, most = most_cases(side, len(runs))
+        for rank, image in enumerate(images_to_show(runs, metric, most)):
+            cases[number[image]] = make_case(image, runs, pictures, book, None if rank < full else SMALL_SIDE)
     first = baseline(runs)
     return {
         "images": images,
@@ -64,7 +66,13 @@ def page_data(runs: Sequence[Run], metric: str | None, pictures: Sequence[Pictur
         "lead": lead.index,
         "input": None if first is None else first.index,
         "metrics": [
-            {"name": name, "title": one["title"], "heading": heading(one), "better": one["higher_is_better"]}
+            {
+                "name": name,
+                "title": one["title"],
+                "unit": one["unit"] or "",
+                "heading": heading(one),
+                "better": one["higher_is_better"],
+            }
             for name, one in metrics.items()
         ],
         "chosen": metric,

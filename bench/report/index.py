@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from bench.errors import UsageError
 from bench.files import write_text
 from bench.report.content import heading
 from bench.report.report import render
-from bench.report.tables import SORT_FIRST, cell, column, missing_cell, table
+from bench.report.tables import SORT_FIRST, cell, column, missing_cell, seconds_text, table
 from bench.report.terminal import number
 from bench.scores.summary import read_summary
+from bench.tracking.sweep import finished_sweeps, read_sweep, sweep_reports
 
 KEY_METRICS = ("id", "ips", "lmd_capped", "psnr_y", "ssim_y", "haarpsi", "lpips_alex", "mark_recall", "mark_false_copy")
 FEWEST_METRICS = 4
@@ -55,6 +57,7 @@ def write_index(root: Path, output: Path | None = None) -> Path:
         title="Runs",
         runs=len(read),
         boards=boards,
+        sweeps=_sweeps(root, output.parent),
         broken=table("unreadable runs", [column("folder"), column("reason")], broken) if broken else None,
     )
     write_text(output, text)
@@ -95,7 +98,7 @@ def _board(
             cells.append(_mean(summary["metrics"].get(metric), fact))
         seconds = summary.get("seconds_per_image")
         made = str(summary["created"])[:16].replace("T", " ")
-        cells += [cell(number(seconds, 3), "" if seconds is None else seconds), cell(made, str(summary["created"]))]
+        cells += [cell(seconds_text(seconds), "" if seconds is None else seconds), cell(made, str(summary["created"]))]
         rows.append([*cells, cell(_relative(folder, root), classes="text long")])
     people = max((one["identities"] for one in facts.values()), default=0)
     about = f"Protocol id {identity}, {members[0][1]['of']} images of {people} people, {_runs(len(members))}."
@@ -107,7 +110,7 @@ def _method(folder: Path, summary: dict[str, Any], page: Path) -> dict[str, Any]
     report = folder / "report.html"
     if report.is_file():
         return cell(summary["method"], href=_address(report, page), lines=lines)
-    return cell(summary["method"], lines=[*lines, ("coverage", f"no report yet: bench report {folder.name}")])
+    return cell(summary["method"], lines=[*lines, ("coverage", f"no report yet: bench report {_from_here(folder)}")])
 
 
 def _mean(one: dict[str, Any] | None, fact: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +125,32 @@ def _mean(one: dict[str, Any] | None, fact: dict[str, Any]) -> dict[str, Any]:
 def _address(file: Path, page: Path) -> str:
     """Address of a file relative to the page's folder."""
     return quote(Path(os.path.relpath(file.resolve(), page.resolve())).as_posix())
+
+
+def _from_here(folder: Path) -> str:
+    """A folder as a command called here takes it."""
+    absolute = folder.resolve()
+    return shlex.quote(str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute))
+
+
+def _sweeps(root: Path, page: Path) -> dict[str, Any] | None:
+    """The reports that compare the jobs of a sweep, a row for each; None if there are none."""
+    rows = []
+    for folder in finished_sweeps(root):
+        record = read_sweep(folder)
+        for report in sweep_reports(folder):
+            name = report.stem.removeprefix("report-").rpartition("-")[0]
+            finished = str(record["finished"])
+            rows.append(
+                [
+                    cell(f"{name}, sweep {record['id']}", href=_address(report, page)),
+                    cell(str(record["command"]), classes="text long"),
+                    cell(str(len(record["jobs"])), len(record["jobs"])),
+                    cell(finished[:16].replace("T", " "), finished),
+                ]
+            )
+    columns = [column("report"), column("command"), column("jobs", "number"), column("made", "text", "descending")]
+    return table("comparison reports of sweeps", columns, rows) if rows else None
 
 
 def _relative(folder: Path, root: Path) -> str:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
+from bench.registry import metric_classes
 from bench.report.plots import ticks
 from bench.report.terminal import number, p_value
 from bench.scores.compare import IdentityDifference
 from bench.scores.statistics import Comparison
 
-COLUMNS, WIDTH, LEFT, RIGHT, TOP, BOTTOM, LINE = 3, 360, 74, 14, 48, 34, 14
+COLUMNS, WIDTH, LEFT, RIGHT, TOP, BOTTOM, LINE = 3, 360, 74, 14, 48, 50, 14
+SMALLEST_WIDTH, HEAD = 720, 80
+LEGEND = (
+    "Dot: one identity (line: 95 % interval over its images); diamond: mean over identities with its 95 % interval.",
+    "Green: A better, red: A worse, blue: not ranked.",
+)
 STYLE = """
 svg{font:11px system-ui,sans-serif;background:#fff;fill:#222}
 .title{font-weight:600;font-size:13px}.small,.tick{font-size:10px;fill:#666}
@@ -34,27 +41,43 @@ def paired_plot(
     Args:
         comparisons: What is drawn, in this order.
         differences: For each metric the differences of the identities.
-        a: What A is.
+        a: What A is; of a folder that stands last, after " from ", its name alone is written.
         b: What B is.
     """
+    a, b = _without_path(a), _without_path(b)
+    columns = min(COLUMNS, max(1, len(comparisons)))
+    panel = max(WIDTH, SMALLEST_WIDTH // columns)
     heights = [TOP + LINE * (len(differences[one.metric]) + 2) + BOTTOM for one in comparisons]
     rows = [heights[start : start + COLUMNS] for start in range(0, len(heights), COLUMNS)]
-    width, height = WIDTH * min(COLUMNS, max(1, len(comparisons))), 44 + sum(max(row) for row in rows)
+    width, height = panel * columns, HEAD + sum(max(row) for row in rows)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img" aria-label="{escape(f"Paired differences of {a} and {b}", quote=True)}"><style>{STYLE}</style>',
         f'<text x="14" y="18">A: {escape(a)}</text><text x="14" y="33">B: {escape(b)}</text>',
+        *(f'<text class="small" x="14" y="{50 + 14 * line}">{escape(text)}</text>' for line, text in enumerate(LEGEND)),
     ]
-    top = 44
+    top = HEAD
     for index, one in enumerate(comparisons):
         row, column = divmod(index, COLUMNS)
         if column == 0 and row:
             top += max(rows[row - 1])
-        parts.append(f'<g transform="translate({column * WIDTH} {top})">{_panel(one, differences[one.metric])}</g>')
+        drawn = _panel(one, differences[one.metric], panel)
+        parts.append(f'<g transform="translate({column * panel} {top})">{drawn}</g>')
     return "".join([*parts, "</svg>\n"])
 
 
-def _panel(one: Comparison, people: Sequence[IdentityDifference]) -> str:
+def _without_path(side: str) -> str:
+    before, found, path = side.rpartition(" from ")
+    return f"{before}{found}{Path(path).name or path}" if found else side
+
+
+def _title(metric: str) -> tuple[str, str]:
+    """Title and unit of a metric; its name where no metric here is called so."""
+    known = metric_classes().get(metric)
+    return (known.title, known.unit) if known else (metric, "")
+
+
+def _panel(one: Comparison, people: Sequence[IdentityDifference], width: int) -> str:
     bounds = [bound for bound in (one.mean_difference, one.low, one.high) if bound is not None]
     for person in people:
         bounds += [bound for bound in (person.difference, person.low, person.high) if bound is not None]
@@ -64,16 +87,21 @@ def _panel(one: Comparison, people: Sequence[IdentityDifference]) -> str:
     bottom = TOP + LINE * (len(people) + 2)
 
     def x(value: float) -> str:
-        return f"{LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT):.1f}"
+        return f"{LEFT + (value - low) / (high - low) * (width - LEFT - RIGHT):.1f}"
 
     arrow = {True: "higher is better", False: "lower is better", None: "not ranked"}[one.higher_is_better]
     mean = f"A - B = {number(one.mean_difference)}"
     if one.low is not None and one.high is not None:
         mean += f" [{number(one.low)}, {number(one.high)}]"
     mean += f", p {p_value(one.p)}, Holm {p_value(one.p_adjusted)}"
+    title, unit = _title(one.metric)
+    in_unit = f" ({unit})" if unit else ""
+    middle = (LEFT + width - RIGHT) / 2
+    axis = f"A \u2212 B{in_unit}"
     parts = [
-        f'<text class="title" x="14" y="16">{escape(one.metric)}</text>',
-        f'<text class="small" x="{WIDTH - RIGHT}" y="16" text-anchor="end">{arrow}</text>',
+        f'<text class="title" x="14" y="16">{escape(title + in_unit)}</text>',
+        f'<text class="small" x="{middle:.1f}" y="{bottom + 30}" text-anchor="middle">{escape(axis)}</text>',
+        f'<text class="small" x="{width - RIGHT}" y="16" text-anchor="end">{arrow}</text>',
         f'<text class="small" x="14" y="32">{escape(mean)}</text>',
     ]
     for tick in ticks(low, high):

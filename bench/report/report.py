@@ -9,11 +9,27 @@ from typing import Any
 import bench.leaderboard
 from bench.errors import BenchError
 from bench.files import write_text
-from bench.report.content import Run, case_metric, leading, read_runs
+from bench.report.content import (
+    Run,
+    case_metric,
+    interval_notes,
+    leading,
+    missing_values,
+    read_runs,
+    title_of,
+    told,
+)
 from bench.report.data import embedded, page_data
 from bench.report.pictures import Pictures
-from bench.report.tables import has_planted_marks, identities, missing_table, scores_table, set_table, without_values
-from bench.report.terminal import number
+from bench.report.tables import (
+    has_planted_marks,
+    identities,
+    missing_table,
+    scores_table,
+    seconds_text,
+    set_table,
+    without_values,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Boards and reports share one look and one way of sorting.
@@ -26,7 +42,7 @@ def write_report(
     output: Path,
     metric: str | None = None,
     pictures: Callable[[Path], Pictures] | None = None,
-) -> None:
+) -> list[str]:
     """Writes a report about one run, or one that compares several of the same protocol.
 
     Args:
@@ -36,33 +52,57 @@ def write_report(
         metric: Metric that is chosen when the page opens; by default ID, else HaarPSI.
         pictures: Opens a run's pictures; by default `bench.runs.pictures.RunPictures`.
 
+    Returns:
+        What is missing in it and why, a line each. These may name folders of this machine; the file does not.
+
     Raises:
         UsageError: A folder is no finished run, the protocols differ, or images cannot be sorted by `metric`.
     """
     runs = read_runs([Path(folder) for folder in run_dirs])
     chosen = case_metric(runs, metric)
     data, pictures_missing = _data(runs, chosen, pictures or _open_pictures)
+    remarks = _remarks(runs, data, pictures_missing)
+    for case in data["cases"].values():
+        case["unreadable"] = {index: told(reason) for index, reason in case["unreadable"].items()}
     lead = leading(runs)
-    intervals = dict.fromkeys(one["interval"] for one in lead.summary["metrics"].values() if one["interval"])
     text = render(
         "report.html",
-        title=f"{' and '.join(run.label for run in runs)} on {lead.summary['protocol']}",
+        title=title_of(runs),
         runs=runs,
         lead=lead,
         scores=scores_table(runs),
         sets=set_table(runs),
         missing=missing_table(runs),
-        intervals=", ".join(intervals),
+        intervals=interval_notes(runs),
         absent=without_values(runs) if len(runs) > 1 else [],
         tested=len(runs) > 1 and any(run.summary["method"] == "input" for run in runs),
         marks=has_planted_marks(runs),
         facts=[(run, _facts(run)) for run in runs],
         identities=identities(runs),
-        pictures_missing=pictures_missing,
+        pictures_missing=pictures_missing and told(pictures_missing),
         data=embedded(data),
         scripts=SCRIPTS,
     )
     write_text(output, text)
+    return remarks
+
+
+def _remarks(runs: Sequence[Run], data: dict[str, Any], pictures_missing: str | None) -> list[str]:
+    lines = [pictures_missing] if pictures_missing else []
+    for run in runs:
+        found = {
+            i: case["unreadable"][run.index]
+            for i, case in sorted(data["cases"].items())
+            if run.index in case["unreadable"]
+        }
+        if found:
+            image, reason = next(iter(found.items()))
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            lines.append(f"{run.label}: restored picture of {data['images'][image]}{more} unreadable: {reason}")
+    for one in missing_values(runs):
+        # What the page says in short.
+        lines += [f"{', '.join(one.metrics) or 'failed'}: {full}" for full in one.full if full != one.reason]
+    return lines
 
 
 def render(template: str, **content: Any) -> str:
@@ -119,9 +159,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("revision", summary["method_revision"]),
         ("seed", str(summary["seed"])),
         ("images", f"{summary['images']} of {summary['of']}"),
-        ("seconds per image", number(summary.get("seconds_per_image"), 3)),
+        ("seconds per image", seconds_text(summary.get("seconds_per_image"))),
         ("peak memory", "n/a" if memory is None else f"{memory:.0f} MB"),
-        ("parameters", "n/a" if parameters is None else f"{parameters / 1e6:.2f} M"),
+        ("parameters", _millions(parameters)),
         ("hardware", _joined(summary.get("hardware"))),
         ("versions", _joined(summary.get("versions"))),
         ("code", summary.get("code_revision") or "unknown"),
@@ -133,5 +173,13 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
+def _millions(parameters: float | None) -> str:
+    if parameters is None:
+        return "n/a"
+    return f"{parameters / 1e6:.2f} M" if parameters else "none"
+
+
 def _joined(values: dict[str, Any] | None) -> str:
-    return ", ".join(f"{key} {value}" for key, value in (values or {}).items() if value not in (None, ""))
+    known = {key: value for key, value in (values or {}).items() if value not in (None, "", [], {})}
+    words = {key: " + ".join(map(str, value)) if isinstance(value, list) else value for key, value in known.items()}
+    return ", ".join(f"{key} {value}" for key, value in words.items())

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.report.content import INPUT, Run, all_metrics, brief, heading, metric_rows, missing_values
+from bench.report.content import INPUT, Run, all_metrics, brief, heading, metric_rows, missing_values, told
 from bench.report.terminal import number
 
+EXAMPLES = 3
+NO_TIME = 5e-4
 SORT_FIRST = {True: "descending", False: "ascending", None: "ascending"}
 
 
@@ -22,10 +24,10 @@ def cell(text: str, sort: object = None, **more: Any) -> dict[str, Any]:
     Args:
         text: What it shows.
         sort: What it is sorted by; by default the text, "" for a missing value.
-        more: `lines` below the text as (class, text), `classes`, `href`, `colour` (number of a run), `title`.
+        more: `lines` below the text as (class, text), `classes`, `href`, `mark` (CSS classes of a run), `title`.
     """
     value = text if sort is None else str(sort)
-    return {"text": text, "sort": value, "lines": [], "classes": "", "href": "", "colour": None, "title": ""} | more
+    return {"text": text, "sort": value, "lines": [], "classes": "", "href": "", "mark": "", "title": ""} | more
 
 
 def table(label: str, columns: list[dict[str, Any]], rows: list[list[dict[str, Any]]], **more: Any) -> dict[str, Any]:
@@ -35,23 +37,30 @@ def table(label: str, columns: list[dict[str, Any]], rows: list[list[dict[str, A
 
 def missing_cell(reason: str | None) -> dict[str, Any]:
     """A value that is not there, and why."""
-    return cell("n/a", "", classes="none", lines=[("coverage", brief(reason))], title=reason or "")
+    return cell("n/a", "", classes="none", lines=[("coverage", brief(reason))], title=told(reason))
 
 
 def scores_table(runs: Sequence[Run]) -> dict[str, Any]:
     """Means: a row per metric for one run, a row per run for several."""
     records = metric_rows(runs)
     if len(runs) == 1:
-        columns = [column("metric"), column("mean", "number"), column("95 % interval"), column("scored", "number")]
+        columns = [
+            column("metric"),
+            column("mean", "number"),
+            column("95 % interval", "number"),
+            column("scored", "number"),
+        ]
         rows = []
         for record in records:
             one = record["cells"][0]
             if one["mean"] is None:
-                rows.append([cell(record["heading"]), missing_cell(one["reason"]), cell(""), cell("0", 0)])
+                scored = cell("0" if one["of"] is None else f"0 of {one['of']}", 0)
+                rows.append([cell(record["heading"]), missing_cell(one["reason"]), cell(""), scored])
                 continue
             scored = cell(f"{one['n']} of {one['of']}", one["n"], classes="" if one["n"] == one["of"] else "short")
             mean = cell(number(one["mean"]), one["mean"])
-            rows.append([cell(record["heading"]), mean, cell(one["interval"] or "", classes="interval text"), scored])
+            low = "" if one["low"] is None else repr(one["low"])
+            rows.append([cell(record["heading"]), mean, cell(one["interval"] or "", low, classes="interval"), scored])
         return table("scores", columns, rows)
     columns = [column("method")]
     for record in records:
@@ -60,7 +69,7 @@ def scores_table(runs: Sequence[Run]) -> dict[str, Any]:
     rows = []
     for run in runs:
         cells = [_score(record["cells"][run.index]) for record in records]
-        rows.append([cell(run.label, colour=run.index % 6, lines=[("interval", _revision(run))]), *cells])
+        rows.append([cell(run.label, mark=run.mark, lines=[("interval", _revision(run))]), *cells])
     return table("scores", columns, rows, choose=True)
 
 
@@ -110,18 +119,28 @@ def set_table(runs: Sequence[Run]) -> dict[str, Any] | None:
 
 
 def missing_table(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Failed images and missing values with the full reasons; None if everything is there."""
+    """Failed images and missing values, a row for each reason; None if everything is there."""
     found = missing_values(runs)
-    columns = [column("run"), column("image or metric"), column("n", "number", "descending"), column("reason")]
-    rows = [
-        [cell(one["run"]), cell(one["what"], classes="text long"), cell(str(one["n"])), _long(one["reason"])]
-        for one in found
-    ]
+    columns = [column("what"), column("reason"), column("runs"), column("values", "number", "descending")]
+    rows = []
+    for one in found:
+        names = sorted(one.images)
+        examples = ", ".join(names[:EXAMPLES]) + (f" and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else "")
+        lines = [("coverage", examples)] if examples else []
+        lines += [("coverage", "score of the whole set")] if one.whole_set else []
+        runs_told = "all" if len(one.runs) == len(runs) > 1 else ", ".join(one.runs)
+        what = ", ".join(one.metrics) or "failed images"
+        long = "text long"
+        rows.append(
+            [cell(what, lines=lines, classes=long), cell(one.reason, classes=long), cell(runs_told, classes=long)]
+        )
+        rows[-1].append(cell(str(one.values), one.values))
     return table("failed images and missing values", columns, rows) if rows else None
 
 
-def _long(text: str) -> dict[str, Any]:
-    return cell(text, classes="text long")
+def seconds_text(seconds: float | None) -> str:
+    """Seconds per image; "none" for what only hands a picture on."""
+    return "none" if seconds is not None and seconds < NO_TIME else number(seconds, 3)
 
 
 def without_values(runs: Sequence[Run]) -> list[tuple[str, str]]:

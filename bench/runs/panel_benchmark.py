@@ -42,24 +42,24 @@ class Counterpart(NamedTuple):
         theirs: Name of pyiqa's metric.
         tolerance: Largest difference of the values, in the metric's unit.
         why: What makes the difference.
-        rounds_luma: Whether pyiqa rounds the luma of a colour picture to whole levels, as ours does not. That alone
-            makes SSIM differ by thousandths in flat regions, so ours is computed on rounded luma too, and that value
-            compared.
+        on_their_luma: Whether ours is computed on pyiqa's luma too, and that value compared, so that the difference
+            is that of the implementations. pyiqa rounds luma to whole levels, as ours does for NIQE alone; for SSIM
+            that makes thousandths in flat regions. What is left as scored is printed beside it.
     """
 
     theirs: str
     tolerance: float
     why: str
-    rounds_luma: bool = False
+    on_their_luma: bool = False
 
 
 COUNTERPARTS = {
     "psnr_rgb": Counterpart("psnr", 0.01, "dB; pyiqa adds 1e-8 to the squared error"),
     "psnr_y": Counterpart("psnry", 0.01, "dB; pyiqa adds 1e-8 to the squared error"),
-    "ssim_y": Counterpart("ssim", 1e-5, "pyiqa's window has float32 weights", rounds_luma=True),
-    "ssim_rgb": Counterpart("ssimc", 1e-5, "pyiqa's window has float32 weights"),
-    "ms_ssim": Counterpart("ms_ssim", 1e-5, "pyiqa's window has float32 weights", rounds_luma=True),
-    "niqe": Counterpart("niqe", 0.01, "luma midway between two levels is rounded to either"),
+    "ssim_y": Counterpart("ssim", 1e-6, "pyiqa's window has float32 weights", on_their_luma=True),
+    "ssim_rgb": Counterpart("ssimc", 2e-6, "pyiqa's window has float32 weights"),
+    "ms_ssim": Counterpart("ms_ssim", 1e-6, "pyiqa's window has float32 weights", on_their_luma=True),
+    "niqe": Counterpart("niqe", 1e-6, "as scored: luma midway between two levels goes to either", on_their_luma=True),
     "brisque": Counterpart("brisque", 1e-3, "pyiqa's support vectors are float32"),
 }
 
@@ -100,7 +100,7 @@ def measure_panel(
             for side, pool, work, count in jobs if block % 2 == 0 else jobs[::-1]:
                 part = shown[:count][block * count // blocks : (block + 1) * count // blocks]
                 results[side].append(pool.apply(work, (str(root), part, names, threads, parameters)))
-        rounded = ours.apply(_score_on_rounded_luma, (str(root), shown[:loop], names))
+        on_theirs = ours.apply(_score_on_their_luma, (str(root), shown[:loop], names))
     sides = {side: _together(parts) for side, parts in results.items()}
     values = {side: entry.pop("values") for side, entry in sides.items()}
     return {
@@ -112,7 +112,7 @@ def measure_panel(
         **sides,
         "ratio": sides["ours"]["images_per_second"] / sides["pyiqa"]["images_per_second"],
         "cpu_ratio": sides["pyiqa"]["cpu_seconds_per_image"] / sides["ours"]["cpu_seconds_per_image"],
-        "metrics": [_difference(name, values, rounded) for name in names],
+        "metrics": [_difference(name, values, on_theirs) for name in names],
         "absent": absent,
     }
 
@@ -206,21 +206,22 @@ def _score_pyiqa(
     return _measured(started, busy, names, values)
 
 
-def _score_on_rounded_luma(root: str, names: list[str], metrics: list[str]) -> dict[str, list[float | None]]:
-    """Our values on luma of whole levels, of the metrics for which pyiqa rounds it. Not timed."""
+def _score_on_their_luma(root: str, names: list[str], metrics: list[str]) -> dict[str, list[float | None]]:
+    """Our values on pyiqa's luma, of the metrics that are compared so. Not timed."""
     import numpy as np
+    from pyiqa.utils.color_util import to_y_channel
 
     from bench.image import read_image
     from bench.metrics.metric import ScoringBatch
     from bench.registry import load_metric
 
-    chosen = {metric: load_metric(metric)() for metric in metrics if COUNTERPARTS[metric].rounds_luma}
+    chosen = {metric: load_metric(metric)() for metric in metrics if COUNTERPARTS[metric].on_their_luma}
     values: dict[str, list[float | None]] = {metric: [] for metric in chosen}
     for name in names if chosen else ():
         restored, truth = (read_image(Path(root, side, f"{name}.png"))[None] for side in ("restored", "truth"))
         batch = ScoringBatch([name], restored, truth, [[]], None, None, np.ones(restored.shape[:3], dtype=bool))
-        batch.restored_luma = (batch.restored_luma * 255).round() / 255
-        batch.truth_luma = (batch.truth_luma * 255).round() / 255
+        batch.restored_luma = to_y_channel(batch.restored_double, 255, "yiq") / 255
+        batch.truth_luma = to_y_channel(batch.truth_double, 255, "yiq") / 255
         for metric, own in chosen.items():
             values[metric].append(own.score_batch(batch)[0].value)
     return values
@@ -259,18 +260,18 @@ def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _difference(
-    name: str, values: dict[str, dict[str, list[float | None]]], rounded: dict[str, list[float | None]]
+    name: str, values: dict[str, dict[str, list[float | None]]], on_theirs: dict[str, list[float | None]]
 ) -> dict[str, Any]:
-    """Largest difference over the pictures both sides scored; on rounded luma where pyiqa rounds it."""
+    """Largest difference over the pictures both sides scored; on pyiqa's luma where `Counterpart` says so."""
     counterpart = COUNTERPARTS[name]
     theirs = values["pyiqa"][name]
-    compared, largest = _largest(rounded.get(name, values["ours"][name]), theirs)
+    compared, largest = _largest(on_theirs.get(name, values["ours"][name]), theirs)
     return {
         "name": name,
         "pyiqa": counterpart.theirs,
         "compared": compared,
         "largest_difference": largest,
-        "own_luma": _largest(values["ours"][name], theirs)[1] if name in rounded else None,
+        "own_luma": _largest(values["ours"][name], theirs)[1] if name in on_theirs else None,
         "tolerance": counterpart.tolerance,
         "within": largest is not None and largest <= counterpart.tolerance and compared == len(theirs),
         "why": counterpart.why,
@@ -353,7 +354,7 @@ def _print(result: dict[str, Any]) -> None:
     compared = f"over {result['loop']} pictures, {different} of them different"
     print_table(["metric", "pyiqa", "largest difference", "tolerance", "within", "as scored", "why"], rows, compared)
     if any(metric["own_luma"] is not None for metric in result["metrics"]):
-        print("pyiqa rounds luma to whole levels for SSIM, ours does not: compared on luma so rounded, and as scored")  # noqa: T201
+        print("pyiqa rounds luma to whole levels, ours does for NIQE alone: compared on pyiqa's luma, and as scored")  # noqa: T201
     for name, reason in result["absent"].items():
         print(f"left out: {name}: {reason}")  # noqa: T201
 

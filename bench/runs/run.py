@@ -149,7 +149,7 @@ def _failed(current: RunPlan) -> dict[str, str]:
 def _publish(current: RunPlan, summary: dict[str, Any]) -> None:
     """Report, leaderboard entry, board and MLflow; what fails here is said and loses no scores."""
     from bench.leaderboard.board import redraw
-    from bench.leaderboard.entry import add, board_roots, same_scores_listed
+    from bench.leaderboard.entry import add, board_roots, extended_entry, same_scores_listed
     from bench.tracking.mlflow_store import record_run
 
     try:
@@ -162,7 +162,9 @@ def _publish(current: RunPlan, summary: dict[str, Any]) -> None:
         try:
             root, *others = board_roots()
             if not same_scores_listed(summary, [root, *others]):
-                add(current.run_dir, root, others=others)
+                # Time was measured before, on a machine that may have been quieter.
+                known = extended_entry(summary, [root, *others])
+                add(current.run_dir, root, others=others, speed_of=known)
                 redraw(root, [current.protocol.name])
         except (BenchError, OSError) as error:
             obstacle = str(error)

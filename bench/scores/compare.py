@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import UsageError, unknown_name
 from bench.scores.statistics import (
+    EXACT_UP_TO,
     Comparison,
     holm_comparisons,
     mean_interval,
@@ -49,7 +50,7 @@ def compare_tables(
     for name in metrics or []:
         if name not in known:
             raise unknown_name("metric", name, known)
-    names = list(dict.fromkeys(metrics or known))
+    names = list(dict.fromkeys(known if metrics is None else metrics))
     comparisons: list[Comparison] = []
     skipped: dict[str, str] = {}
     for name in names:
@@ -112,7 +113,7 @@ def claim_lines(comparisons: Sequence[Comparison], rules: dict[str, Any]) -> lis
 
     Args:
         comparisons: Comparisons of A with B.
-        rules: `claims` (metrics to win by the exact test at alpha = .01, uncorrected), `not_lost` and
+        rules: `claims` (metrics to win by the sign-flip test at alpha = .01, uncorrected), `not_lost` and
             `tied` (margins by metric), as in `configs/metrics/standard.yaml`.
 
     Returns:
@@ -125,7 +126,8 @@ def claim_lines(comparisons: Sequence[Comparison], rules: dict[str, Any]) -> lis
             continue
         ahead = (one.mean_difference > 0) == one.higher_is_better and one.mean_difference != 0
         held = ahead and one.p < CLAIM_LEVEL
-        lines.append(f"{name}: A {'beats' if held else 'is not shown to beat'} B (exact p = {one.p:.2g}, alpha = .01)")
+        kind = "exact p" if one.n_identities <= EXACT_UP_TO else "Monte Carlo p"
+        lines.append(f"{name}: A {'beats' if held else 'is not shown to beat'} B ({kind} = {one.p:.2g}, alpha = .01)")
     for name, margin in rules.get("not_lost", {}).items():
         if (one := by_name.get(name)) is not None:
             verdict = "does not lose" if no_worse_than(one, margin) else "is not shown not to lose"

@@ -2,7 +2,8 @@
 
 `python -m bench.scores.simulation` measures both on made-up scores whose truth is known and writes
 `coverage.json` beside this file; `coverage_note` reads it, and boards and summaries print the note
-beside intervals whose coverage is off by more than two points.
+beside intervals whose coverage is off by more than two points. `symmetry_note` says beside tests what
+they do where the differences are skewed, which the sign-flip test assumes they are not.
 
 A score is `sqrt(icc) * person + sqrt(1 - icc) * picture`, both parts independent, with mean 0 and
 standard deviation 1, and `icc` the intra-class correlation of pictures of one person. Three shapes:
@@ -162,6 +163,39 @@ def coverage_note(identities: int, method: str, images_per_identity: float = 5) 
         if abs(worst - LEVEL) > COVERAGE_TOLERANCE:
             off.append(f"{100 * worst:.0f} % for {shape}")
     return f"simulated coverage {', '.join(off)} values ({nearest} identities)" if off else None
+
+
+def symmetry_note(identities: int, images_per_identity: float = 5) -> str | None:
+    """What to print beside sign-flip tests: how often they find a difference where skewed ones have mean zero.
+
+    Args:
+        identities: Identities behind the test; the nearest simulated number counts.
+        images_per_identity: Scored pictures per identity, as for `coverage_note`.
+
+    Returns:
+        A sentence with the largest shares over intra-class correlations of 0, .2 and .5, or None where none was
+        measured, or all are within 1.5 points of 5 %.
+    """
+    images = max(IMAGES) if images_per_identity >= max(IMAGES) else min(IMAGES)
+    cases = [(case, case.false_positives_skewed_differences) for case in read_cases() if case.images == images]
+    tested = [(case, share) for case, share in cases if share is not None]
+    if not tested:
+        return None
+    nearest = min({case.identities for case, _ in tested}, key=lambda count: (abs(count - identities), count))
+    off = []
+    for shape in SHAPES:
+        worst = max(
+            (share for case, share in tested if (case.identities, case.shape) == (nearest, shape)),
+            key=lambda share: abs(share - ALPHA),
+        )
+        if abs(worst - ALPHA) > FALSE_POSITIVE_TOLERANCE:
+            off.append(f"{100 * worst:.0f} % of {shape}")
+    if not off:
+        return None
+    return (
+        "The sign-flip test assumes symmetric differences: simulated, a single test at α = .05 finds a difference in "
+        f"{' and '.join(off)} differences whose true mean is zero ({nearest} identities)."
+    )
 
 
 @cache

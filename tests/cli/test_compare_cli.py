@@ -87,7 +87,7 @@ def test_plot_shows_every_identity_with_its_interval(runs, tmp_path, capsys):
     root = ElementTree.fromstring(text)
     name = "{http://www.w3.org/2000/svg}"
     panels = root.findall(f"{name}g")
-    assert [panel.find(f"{name}text").text for panel in panels] == ["id", "lmd", "psnr"]
+    assert [panel.find(f"{name}text").text for panel in panels] == ["ID", "lmd", "psnr"]
     for panel in panels:
         tips = [circle.find(f"{name}title").text for circle in panel.findall(f"{name}circle")]
         assert len(tips) == 12
@@ -112,6 +112,14 @@ def test_plot_shows_every_identity_with_its_interval(runs, tmp_path, capsys):
         compare(*folders, "--plot", tmp_path / "plot.jpg")
 
 
+def test_what_the_test_assumes_is_printed(runs, capsys):
+    folders, _ = runs
+    assert compare(*folders, "--metrics", "psnr,lmd") == 0
+    assert capsys.readouterr().out.count("The sign-flip test assumes symmetric differences") == 1
+    assert compare(*folders, "--json") == 0
+    assert "7 % of skewed" in json.loads(capsys.readouterr().out)["metrics"]["psnr"]["test_note"]
+
+
 def test_score_tables_are_accepted(runs, tmp_path, capsys):
     folders, frames = runs
     table = tmp_path / "theirs.parquet"
@@ -127,6 +135,8 @@ def test_what_cannot_be_compared_is_said(runs, tmp_path):
         compare(folders[0], other)
     with pytest.raises(UsageError, match="'psnr'"):
         compare(*folders, "--metrics", "pnsr")
+    with pytest.raises(UsageError, match="names no metric"):
+        compare(*folders, "--metrics", ",")
     with pytest.raises(UsageError, match="does not exist"):
         compare(folders[0], tmp_path / "nothing")
     (tmp_path / "text.parquet").write_text("no table")

@@ -40,6 +40,8 @@ def test_exit_codes(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
     assert main(["gate", before, "--against", before, "--alpha", "0.0001"]) == 2
     assert "no loss could ever fail" in capsys.readouterr().err
     assert main(["gate", "--against", before]) == 2
+    assert main(["gate", before, "--against", before, "--metrics", ","]) == 2
+    assert "names no metric" in capsys.readouterr().err
     assert main(["gate", str(folders["before"] / "none"), "--against", before]) == 2
 
 

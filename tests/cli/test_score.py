@@ -182,6 +182,17 @@ def test_the_commonest_reason_stands_beside_a_mean_of_fewer_pictures(
     assert lines["PSNR-Y"].rstrip().endswith("6/6")
 
 
+def test_a_black_picture_ends_nothing(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    restored, truth = folders
+    write_png(restored / "s1" / "1.png", np.zeros((112, 92, 3), np.uint8))
+    code, summary = _score(capsys, restored, truth, "--metrics", "brisque,psnr_y")
+    assert code == 0
+    assert summary["metrics"]["psnr_y"]["n"] == 6
+    brisque = summary["metrics"]["brisque"]
+    if "package" not in str(brisque["reason"]):
+        assert (brisque["n"], brisque["reason"]) == (5, "the picture is flat")
+
+
 def test_reasons_are_published_without_folders() -> None:
     assert public_reason("Cannot read /home/anna/out/1.png: empty") == "Cannot read 1.png: empty"
     assert public_reason("see https://example.org/a/b and/or c") == "see https://example.org/a/b and/or c"

@@ -80,6 +80,8 @@ def test_a_server_that_is_away_and_comes_back(tmp_path: Path) -> None:
     runs = sorted(path.parent for path in (tmp_path / "runs").rglob("summary.json"))
     (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
     assert len(runs) == 2
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("comparison: ")]
+    assert Path(said.removeprefix("comparison: ")).is_file()
     for folder in (*runs, sweep):
         assert "no server answers" in json.loads((folder / "mlflow_pending.json").read_text())["reason"]
     assert all((folder / "report.html").is_file() for folder in runs)

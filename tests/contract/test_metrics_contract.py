@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -124,6 +125,34 @@ def test_flat_pictures_never_raise(name: str) -> None:
     batch = batch_of(flat)
     batch.truth = np.stack(flat)
     check(metric.score_batch(batch), 2)
+
+
+@every_metric
+@pytest.mark.parametrize("size", [1, 5, 8, 16, 200])
+def test_black_white_and_tiny_pictures_never_raise(name: str, size: int) -> None:
+    """Nor do they cost another picture of the batch its score, or warn."""
+    metric = load_metric(name)()
+    noise = np.random.default_rng(size).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    restored = np.stack([np.zeros_like(noise), np.full_like(noise, 255), noise])
+    for truth in (restored, restored[::-1].copy()):
+        batch = ScoringBatch(
+            image_ids=["black", "white", "noise"],
+            restored=restored,
+            truth=truth,
+            references=[[noise]] * 3,
+            landmarks=np.stack([POINTS * size / SIZE] * 3),
+            reference_landmarks=[POINTS[None] * size / SIZE] * 3,
+            valid=np.ones(restored.shape[:3], dtype=bool),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            together = metric.score_batch(batch)
+        check(together, 3)
+        for row in range(3):
+            alone = metric.score_batch(batch.alone(row))[0]
+            assert together[row].reason == alone.reason
+            expected = alone.value if alone.value is None else pytest.approx(alone.value, abs=1e-6)
+            assert together[row].value == expected
 
 
 @every_metric

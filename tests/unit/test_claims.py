@@ -47,3 +47,8 @@ def test_a_small_mean_loss_with_a_wide_interval_is_not_shown_to_be_no_loss() -> 
     found = lines(np.linspace(0.01, 0.2, 12), noisy)
     assert "is not shown not to lose" in found[1]
     assert len(found) == 2
+
+
+def test_beyond_twenty_people_the_p_value_is_called_what_it_is() -> None:
+    many = lines(np.linspace(0.01, 0.2, 21), np.zeros(21))
+    assert many[0].startswith("id: A beats B (Monte Carlo p = 1e-05")

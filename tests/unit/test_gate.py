@@ -14,12 +14,14 @@ import yaml
 from bench.errors import UsageError
 from bench.files import write_json
 from bench.leaderboard.entry import entry_path
-from bench.leaderboard.gate import Change, Gate, find_baseline, gate, shipped_jobs
+from bench.leaderboard.gate import Change, Gate, board_data, find_baseline, gate, shipped_jobs
 from bench.leaderboard.gate_table import MARKER, markdown, verdict
+from bench.leaderboard.ranking import build_board
 from bench.leaderboard.schema import validate
 from bench.paths import resource_root
 from bench.scores.statistics import holm, sign_flip_test
 
+ACCEPTED = {"pictures_sha256": "0", "recomputed": 1, "largest_differences": {}, "not_recomputed": {}}
 TOLERANCES = {"default": {"absolute": 0.0, "relative": 0.01}, "psnr": {"absolute": 0.05, "relative": 0.0}}
 BASE = np.linspace(20.0, 30.0, 12)
 DIRECTIONS = {"psnr": True, "lmd": False, "sharpness": None}
@@ -204,7 +206,96 @@ def test_the_baseline_is_found_by_method(tmp_path: Path) -> None:
         find_baseline(board, entries[0] | {"method": "other"})
     with pytest.raises(UsageError, match="nothing to compare with"):
         find_baseline(tmp_path / "nowhere" / "at" / "all", entries[0])
-    assert shipped_jobs(board) == {"input": ["method=input"], "m@demo": ["method=m", "size=demo"]}
+    assert shipped_jobs(board) == ({"input": ["method=input"]}, {"m@demo": "no method of this version has this name"})
+    with pytest.raises(UsageError, match="nothing to compare with"):
+        find_baseline(tmp_path / "nowhere", entries[0])
+
+
+def test_a_folder_that_is_no_board_is_not_read_for_a_path_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "package.json").write_text("{}")
+    with pytest.raises(UsageError, match="nothing to compare with"):
+        find_baseline(tmp_path / "nope", entry({"psnr": BASE}))
+
+
+def test_results_of_others_stand_in_for_no_baseline_of_ours(tmp_path: Path) -> None:
+    ours = entry({"psnr": BASE})
+    theirs = entry({"psnr": BASE - 9}, revision="zzz", created="2030") | {"accepted": ACCEPTED}
+    alone = entry({"psnr": BASE}, label="theirs", revision="ttt") | {"accepted": ACCEPTED}
+    for one in (ours, theirs, alone):
+        write_json(entry_path(one, tmp_path), one)
+    assert find_baseline(tmp_path / "tiny", ours | {"revision": "new"})["revision"] == "aaa"
+    assert find_baseline(tmp_path / "tiny", alone)["revision"] == "ttt"
+
+
+def test_every_row_of_ours_is_run_again_and_the_others_are_named(tmp_path: Path) -> None:
+    for label in ("refine@demo", "refine+blind@demo", "refine+unwarped+no-identity@demo", "refine+other@demo", "input"):
+        write_json(entry_path(one := entry({"psnr": BASE}, label=label), tmp_path), one)
+    theirs = entry({"psnr": BASE}, label="theirs") | {"accepted": ACCEPTED}
+    write_json(entry_path(theirs, tmp_path), theirs)
+    jobs, left_out = shipped_jobs(tmp_path / "tiny")
+    assert jobs == {
+        "input": ["method=input"],
+        "refine@demo": ["method=refine", "size=demo"],
+        "refine+blind@demo": ["method=refine", "method.reference=none", "size=demo"],
+        "refine+unwarped+no-identity@demo": [
+            "method=refine", "method.use_warped_reference=false", "method.use_identity=false", "size=demo",
+        ],
+    }  # fmt: skip
+    assert list(left_out) == ["refine+other@demo", "theirs"]
+    shipped, missing = shipped_jobs(resource_root() / "leaderboards" / "orl_heavy")
+    assert "refine+blind@demo" in shipped
+    assert not missing
+    assert board_data(resource_root() / "leaderboards" / "orl_light") == ["data=orl_light"]
+
+
+def test_a_board_of_planted_marks_is_run_with_its_probe(tmp_path: Path) -> None:
+    one = entry({"psnr": BASE}) | {"protocol": "orl_heavy_marks"}
+    write_json(entry_path(one, tmp_path), one)
+    assert board_data(tmp_path / "orl_heavy_marks") == ["data=orl_heavy", "probe=marks"]
+
+
+def test_few_identities_count_beside_clear_losses_of_other_metrics() -> None:
+    """Holm steps down: p of seven identities is compared with alpha itself once all others are rejected."""
+    names = [f"m{i}" for i in range(9)]
+    before = dict.fromkeys(names, BASE) | {"lmd": [*BASE[:7], *[None] * 5]}
+    after = dict.fromkeys(names, BASE - 1) | {"lmd": [*(BASE[:7] + 5), *[None] * 5]}
+    found = outcome(after, before)["lmd"]
+    assert found.p == pytest.approx(2 / 2**7)
+    assert (found.status, found.fails) == ("regression", True)
+    calm = outcome({**before, "lmd": after["lmd"]}, before)["lmd"]
+    assert calm.p == pytest.approx(min(1.0, 10 * 2 / 2**7))
+    assert (calm.status, calm.fails) == ("untested", False)
+
+
+def _with_counts(made: dict[str, Any], images: int, counts: list[int]) -> dict[str, Any]:
+    """The same entry with so many images per identity, of which so many are scored by `id`."""
+    made = copy.deepcopy(made)
+    made["identity_images"] = dict.fromkeys(made["identity_images"], images)
+    made["images"] = made["of"] = 12 * images
+    for name, metric in made["metrics"].items():
+        for cell, count in zip(metric["by_identity"].values(), counts, strict=True):
+            cell["n"] = count if name == "id" else images
+        metric["n"], metric["of"] = sum(cell["n"] for cell in metric["by_identity"].values()), 12 * images
+    validate(made, "test")
+    return made
+
+
+def test_coverage_that_moved_from_one_identity_to_another_is_a_loss() -> None:
+    both = {"psnr": BASE, "id": BASE}
+    before = _with_counts(entry(both), 5, [2, *[5] * 11])
+    after = _with_counts(entry(both), 5, [5, 2, *[5] * 10])
+    found = {one.metric: one for one in gate(after, before, TOLERANCES).changes}
+    assert (found["psnr"].status, found["id"].status) == ("unchanged", "regression")
+    assert found["id"].why == "lost coverage of s1: 2, was 5"
+
+
+def test_a_metric_that_no_identity_has_in_full_is_tested_all_the_same() -> None:
+    for counts in ([4] * 12, [5, *[4] * 11]):
+        before = _with_counts(entry({"psnr": BASE, "id": BASE}), 5, counts)
+        after = _with_counts(entry({"psnr": BASE, "id": BASE - 5}), 5, counts)
+        found = {one.metric: one for one in gate(after, before, TOLERANCES).changes}["id"]
+        assert (found.status, found.difference) == ("regression", pytest.approx(-5))
+        assert "over all 12 that both have scored" in found.why
 
 
 def test_the_comment_names_what_changed_and_folds_the_rest() -> None:
@@ -242,3 +333,25 @@ def test_every_tolerance_is_understood() -> None:
         assert outcome(before, before)[name].status == "unchanged"
         gate(entry(before), entry(before), stated)
     assert "default" in stated
+
+
+def test_metrics_of_one_variant_of_the_pictures_are_complete_on_it() -> None:
+    """Planted marks: recall exists on half of the pictures, and no row can have more."""
+    recall = np.linspace(0.2, 0.8, 12)
+    rows = []
+    for label, loss in (("ours", 0.0), ("theirs", 0.3), ("input", 0.6)):
+        made = _with_counts(entry({"psnr": BASE, "id": recall - loss}, label=label, revision=label), 10, [5] * 12)
+        made["metrics"]["mark_recall"] = made["metrics"].pop("id")
+        rows.append(made)
+    after, before = rows[1], rows[0]
+    found = {one.metric: one for one in gate(after, before, TOLERANCES).changes}["mark_recall"]
+    assert (found.status, found.difference, found.why) == ("regression", pytest.approx(-0.3), "")
+    board = build_board(rows)
+    groups = board.groups["mark_recall"]
+    assert not groups.untested
+    assert sorted(groups.letters.values()) == ["a", "b", "c"]
+    assert {test.n_images for test in groups.comparisons.values()} == {60}
+    # A row that lacks a picture is incomplete for that person alone.
+    rows[2]["metrics"]["mark_recall"]["by_identity"]["s0"]["n"] = 4
+    again = build_board(rows).groups["mark_recall"].comparisons
+    assert sorted(test.n_identities for test in again.values()) == [11, 11, 12]

@@ -14,9 +14,17 @@ import pytest
 from bench.cli import leaderboard as verb
 from bench.errors import UsageError
 from bench.leaderboard.board import render_board, render_index
-from bench.leaderboard.entry import add, board_names, entry_from_run, read_entries, read_entry
+from bench.leaderboard.entry import (
+    add,
+    board_names,
+    entry_from_run,
+    extended_entry,
+    read_entries,
+    read_entry,
+    same_scores_listed,
+)
 from bench.leaderboard.ranking import build_board
-from bench.leaderboard.schema import ACCEPTED, ENTRY, METRIC, OPTIONAL, SET_METRIC, validate
+from bench.leaderboard.schema import ACCEPTED, ACCEPTED_OPTIONAL, ENTRY, METRIC, OPTIONAL, SET_METRIC, validate
 from bench.paths import resource_root
 from bench.scores.statistics import holm, sign_flip_test
 from tests.unit.run_folders import PROTOCOL_ID, make_run, score_frame
@@ -99,6 +107,13 @@ def test_other_protocols_and_partial_runs_are_refused(root, tmp_path):
         add(other, root)
     frame = score_frame("partial", 1)
     partial = make_run(tmp_path / "partial", frame[frame.image_id != "s29/6"], of=60)
+    summary = json.loads((partial / "summary.json").read_text())
+    for metric in summary["metrics"].values():
+        metric["of"] = 60
+    (partial / "summary.json").write_text(json.dumps(summary))
+    protocol = json.loads((partial / "protocol.json").read_text())
+    protocol["images"] = [{"identity": name.partition("/")[0]} for name in frame.image_id.unique()]
+    (partial / "protocol.json").write_text(json.dumps(protocol))
     with pytest.raises(UsageError, match="59 of the protocol's 60"):
         add(partial, root)
     assert add(partial, root, allow_incomplete=True).is_file()
@@ -109,7 +124,8 @@ def test_other_protocols_and_partial_runs_are_refused(root, tmp_path):
     strange = score_frame("../../escape")
     with pytest.raises(UsageError, match="cannot name"):
         add(make_run(tmp_path / "strange", strange), root)
-    failed = make_run(tmp_path / "failed", score_frame("failed"), failed={"s29/6": "out of memory"})
+    none = {("s29/6", name) for name in ("psnr", "id", "lmd")}
+    failed = make_run(tmp_path / "failed", score_frame("failed", missing=none), failed={"s29/6": "out of memory"})
     with pytest.raises(UsageError, match="59 of the protocol's 60"):
         add(failed, root)
 
@@ -231,6 +247,14 @@ def test_show_and_add_from_the_command_line(root, tmp_path, capsys):
         (("metrics", "psnr", "by_identity", "s29"), {"mean": 1.0}, "lacks n"),
         (("metrics", "psnr", "by_identity", "s29", "n"), 6, "between 1 and its images"),
         (("metrics", "niqe", "reason"), None, "no value and no reason"),
+        (("metrics", "niqe", "low"), 3.0, "has bounds but no value"),
+        (("of",), 61, "of is 61, but identity_images has 60"),
+        (("images",), 61, "images is 61, more than the 60"),
+        (("images",), 59, "psnr.n is 60, but only 59 images"),
+        (("metrics", "niqe", "of"), 55, "niqe.of is 55, but the protocol has 60"),
+        (("identity_images", "s29"), 6, "of is 60, but identity_images has 61"),
+        (("set_metrics",), {"kid": {**SET, "of": 61}}, "set_metrics.kid.of is 61"),
+        (("set_metrics",), {"kid": {**SET, "value": None, "reason": "x"}}, "has bounds but no value"),
     ],
 )
 def test_schema_is_strict(tmp_path, path, value, message):
@@ -264,7 +288,7 @@ def test_the_documented_fields_are_the_checked_ones():
     text = (resource_root() / "leaderboards" / "ENTRY.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    assert documented == {*ENTRY, *METRIC, *OPTIONAL, *SET_METRIC, *ACCEPTED}
+    assert documented == {*ENTRY, *METRIC, *OPTIONAL, *SET_METRIC, *ACCEPTED, *ACCEPTED_OPTIONAL}
 
 
 def test_second_seeds_and_sets_are_valid_entries(tmp_path):
@@ -275,3 +299,63 @@ def test_second_seeds_and_sets_are_valid_entries(tmp_path):
     broken["set_metrics"]["kid"]["value"] = None
     with pytest.raises(UsageError, match="either a value or a reason"):
         validate(broken, "entry")
+
+
+def _summary(run):
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_scores_of_sets_and_reasons_are_part_of_what_is_listed(tmp_path):
+    run = make_run(tmp_path / "run", set_metrics={"kid": SET})
+    boards = tmp_path / "boards"
+    path = add(run, boards)
+    summary = _summary(run)
+    assert same_scores_listed(summary, [tmp_path / "none", boards])
+    without = {**summary, "set_metrics": {}}
+    assert not same_scores_listed(without, [boards]), "fewer"
+    assert not same_scores_listed({**summary, "set_metrics": {"kid": SET, "fid": SET}}, [boards]), "more"
+    assert not same_scores_listed({**summary, "set_metrics": {"kid": {**SET, "value": 0.2}}}, [boards])
+    absent = {**SET, "value": None, "low": None, "high": None, "reason": "Weights 'w' (x) are not here"}
+    assert not same_scores_listed({**summary, "set_metrics": {"kid": absent}}, [boards])
+    other = copy.deepcopy(summary)
+    other["metrics"]["niqe"]["reason"] = "another reason"
+    assert not same_scores_listed(other, [boards])
+    assert extended_entry({**summary, "set_metrics": {"kid": SET, "fid": SET}}, [boards]) == path
+    assert extended_entry({**summary, "set_metrics": {"kid": absent}}, [boards]) == path
+    other["metrics"]["psnr"]["mean"] += 1
+    assert extended_entry(other, [boards]) is None
+    assert extended_entry({**summary, "method_revision": "new"}, [boards]) is None
+
+
+def test_time_may_come_from_an_earlier_measurement(root, tmp_path, capsys):
+    quiet = root / "orl_heavy" / "refine@demo@abc123def456-seed2.json"
+    busy = make_run(
+        tmp_path / "busy", score_frame("refine@demo", 1.5, 2), seconds_per_image=9.9, set_metrics={"k": SET}
+    )
+    assert cli("add", busy, "--speed-of", quiet) == 0
+    entry = read_entry(quiet)
+    assert (entry["seconds_per_image"], entry["peak_memory_mb"]) == (0.1234, 900.0)
+    assert entry["hardware"]["speed of"] == "orl_heavy, 2026-11-21T03:00:00+00:00"
+    assert entry["hardware"]["cpu"] == "a CPU"
+    assert "speed of orl_heavy, 2026-11-21" in render_board(root / "orl_heavy")
+    other = make_run(tmp_path / "marks", score_frame("refine@demo", 1.5, 2), protocol="orl_marks")
+    assert cli("add", other, "--speed-of", quiet) == 0
+    taken = read_entry(root / "orl_marks" / quiet.name)["hardware"]["speed of"]
+    assert taken == "orl_heavy, 2026-11-21T03:00:00+00:00", "where it was measured, not where it was copied from"
+    with pytest.raises(UsageError, match="the time of another method says nothing"):
+        cli("add", make_run(tmp_path / "x", score_frame("x", 1)), "--speed-of", quiet)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "m"], "--method belongs to results of others"),
+        (["--title", "t", "--seconds", "1"], "--title, --seconds belong to results of others"),
+        (["--sample", "all"], "--sample belongs to results of others"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(root, tmp_path, words, message):
+    with pytest.raises(UsageError, match=message):
+        cli("add", make_run(tmp_path / "run"), *words)
+    with pytest.raises(UsageError, match="--speed-of belongs to runs"):
+        cli("add", "--protocol", "orl_heavy_ci", "--restored", tmp_path, "--speed-of", "x.json")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import csv
+import io
 import json
+import math
+import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bench.errors import UsageError
@@ -13,9 +19,15 @@ from bench.files import sha256_bytes, sha256_file
 from bench.image import read_image, write_png
 from bench.leaderboard.accept import accept
 from bench.leaderboard.entry import add_entry, read_entries
+from bench.leaderboard.render_csv import board_csv
+from bench.leaderboard.render_html import board_html
+from bench.leaderboard.render_latex import board_latex
+from bench.leaderboard.render_markdown import board_markdown
 from bench.leaderboard.schema import validate
 from bench.leaderboard.submission import Submission, find_protocol
+from bench.leaderboard.view import view
 from bench.metrics.set_metric import FeatureNetwork, FeatureSet
+from bench.paths import resource_root
 from bench.protocol.card import data_root, load_card
 from bench.protocol.pictures import ProtocolPictures
 from bench.registry import load_metric, load_set_metric
@@ -94,14 +106,26 @@ def test_what_holds_is_accepted(theirs, tmp_path):
 
 
 def test_the_sample_is_not_theirs_to_choose(theirs):
-    # An honest picture more in the table changes the hash and with it the sample; the same table gives the same one.
     from bench.leaderboard.accept import _sample
 
     names = [f"p{index}" for index in range(50)]
-    assert _sample(names, 5, "a") == _sample(names, 5, "a")
-    assert _sample(names, 5, "a") != _sample(names, 5, "b")
-    assert _sample(names, None, "a") == names
-    assert len(set(_sample(names, 5, "a"))) == 5
+    draws = {tuple(_sample(names, 5)) for _ in range(20)}
+    assert len(draws) > 1, "nothing that is handed in decides it"
+    assert all(len(set(draw)) == 5 and set(draw) <= set(names) for draw in draws)
+    assert _sample(names, None) == names
+    accepted = [accept(submission(theirs))["accepted"] for _ in range(4)]
+    assert all(len(one["sample"]) == one["recomputed"] == 3 for one in accepted)
+    assert len({tuple(one["sample"]) for one in accepted}) > 1
+    whole = accept(submission(theirs, sample=None))["accepted"]
+    assert whole["sample"] == sorted(find_protocol("orl_heavy_ci").image_ids)
+
+
+def test_the_stated_chance_of_finding_forged_scores_is_right():
+    text = (resource_root() / "leaderboards" / "ENTRY.md").read_text("utf-8")
+    stated = {int(many): int(share) for many, share in re.findall(r"(\d+) forged[^|%]*?(\d+) %", text)}
+    assert len(stated) >= 3
+    for many, share in stated.items():
+        assert share == round(100 * (1 - math.comb(60 - many, 10) / math.comb(60, 10)))
 
 
 def test_an_edited_score_is_caught(theirs):
@@ -271,13 +295,24 @@ def test_set_scores_that_do_not_hold_are_refused(theirs, bright, changes, messag
 
 
 def test_set_scores_whose_weights_are_absent_here_are_carried_and_said(theirs, bright, monkeypatch):
-    value = write_sets(theirs, metric_id="kid_gt@their inception")
+    monkeypatch.setattr(Brightness, "identity", "brightness@weights absent")
+    stated = load_set_metric("kid_gt")().identity.replace("absent", "0123")
+    write_sets(theirs, metric_id="kid_gt@their inception")
+    other = (theirs / "set_scores.parquet").read_bytes()
+    value = write_sets(theirs, metric_id=stated)
+    own = (theirs / "set_scores.parquet").read_bytes()
     monkeypatch.setattr(Brightness, "unavailable", lambda self: "Weights 'brightness' are not here")
+    (theirs / "set_scores.parquet").write_bytes(other)
+    with pytest.raises(UsageError, match="scores kid_gt as 'kid_gt@their inception'"):
+        accept(submission(theirs))
+    (theirs / "set_scores.parquet").write_bytes(own)
     entry = accept(submission(theirs))
     assert entry["set_metrics"]["kid_gt"]["value"] == value
-    assert entry["set_metrics"]["kid_gt"]["identity"] == "kid_gt@their inception"
+    assert entry["set_metrics"]["kid_gt"]["identity"] == stated
     assert entry["accepted"]["not_recomputed"]["kid_gt"] == "weights missing: brightness", "no folder of here"
     assert "kid_gt" not in entry["accepted"]["largest_differences"]
+    column = next(index for index, one in enumerate(view([entry]).columns) if one.name == "kid_gt")
+    assert view([entry]).rows[0].cells[column].remark == "not recomputed"
 
 
 def test_a_file_that_holds_no_set_scores_is_refused(theirs):
@@ -313,3 +348,106 @@ def test_pictures_alone_are_scored_here(theirs, monkeypatch):
     (theirs / "restored" / f"{name}.png").unlink()
     partial = accept(submission(theirs, scores=None, hashes=None, method="partial", allow_incomplete=True))
     assert (partial["images"], partial["metrics"]["psnr_y"]["n"]) == (11, 11)
+
+
+@pytest.mark.parametrize("label", ["input", "copy_reference", "Input", "copy_reference@demo"])
+def test_comparison_rows_are_no_names_for_results_of_others(theirs, label):
+    with pytest.raises(UsageError, match="belongs to a comparison row"):
+        accept(submission(theirs, method=label))
+    rewrite(theirs, lambda frame: frame.assign(method=label))
+    with pytest.raises(UsageError, match="belongs to a comparison row"):
+        accept(submission(theirs))
+    assert accept(submission(theirs, method="another"))["method"] == "another"
+
+
+def test_results_of_others_replace_none_but_their_own(theirs, tmp_path):
+    entry = accept(submission(theirs))
+    add_entry(entry, tmp_path / "boards", "theirs")
+    add_entry(entry | {"title": "Again"}, tmp_path / "boards", "theirs")
+    with pytest.raises(UsageError, match=r"reported by a lab\. Results of others replace none but their own"):
+        add_entry(entry | {"reported_by": "another lab"}, tmp_path / "boards", "theirs")
+    with pytest.raises(UsageError, match="replace none but their own"):
+        add_entry(entry | {"reported_by": "another lab", "seed": 3}, tmp_path / "boards", "theirs")
+    ours = {key: value for key, value in entry.items() if key != "accepted"}
+    path = add_entry(ours | {"reported_by": "maintainers"}, tmp_path / "ours", "a run")
+    with pytest.raises(UsageError, match="reported by maintainers"):
+        add_entry(entry | {"reported_by": "maintainers"}, tmp_path / "ours", "theirs")
+    # Neither may a board of one's own hide the row that came with the installation.
+    with pytest.raises(UsageError, match="reported by maintainers"):
+        add_entry(entry, tmp_path / "new", "theirs", others=[tmp_path / "ours"])
+    assert read_entries(path.parent)[0]["reported_by"] == "maintainers"
+
+
+def musiq(identity):
+    def change(frame):
+        rows = frame[frame.metric == "haarpsi"].assign(metric="musiq", metric_id=identity, value=99.0)
+        return pd.concat([frame, rows], ignore_index=True)
+
+    return change
+
+
+def test_metrics_that_cannot_be_computed_here_need_this_version_and_win_nothing(theirs, tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_HOME", str(tmp_path / "home"))
+    own = load_metric("musiq")()
+    assert own.unavailable()
+    table = read_table(theirs / "scores.parquet")
+    for wrong in ("musiq@whatever", own.identity.replace("KonIQ", "SPAQ")):
+        write_table(musiq(wrong)(table), theirs / "scores.parquet")
+        with pytest.raises(UsageError, match=r"scores musiq as .*different identities are never compared"):
+            accept(submission(theirs))
+    stated = own.identity.replace("absent", "0123456789ab")
+    write_table(musiq(stated)(table), theirs / "scores.parquet")
+    entry = accept(submission(theirs))
+    assert entry["metrics"]["musiq"]["identity"] == stated
+    assert "musiq" in entry["accepted"]["not_recomputed"]
+
+    checked = {**entry, "method": "checked", "reported_by": "us"}
+    del checked["accepted"]
+    checked["metrics"] = copy.deepcopy(entry["metrics"])
+    lower = checked["metrics"]["musiq"]
+    lower |= {"mean": 50.0, "low": 50.0, "high": 50.0}
+    lower["by_identity"] = {who: {**cell, "mean": 50.0} for who, cell in lower["by_identity"].items()}
+    shown = view([entry, checked])
+    cells = {
+        row.entry["method"]: {column.name: cell for column, cell in zip(shown.columns, row.cells, strict=True)}
+        for row in shown.rows
+    }
+    assert (cells["checked"]["musiq"].mark, cells["checked"]["musiq"].group) == ("best", "a")
+    theirs_cell = cells["theirs"]["musiq"]
+    assert (theirs_cell.mark, theirs_cell.group, theirs_cell.remark) == ("", "", "not recomputed")
+    assert theirs_cell.value == 99.0
+    assert "not recomputed" in board_markdown(shown)
+    assert "not recomputed" in board_html(shown)
+    assert "not recomputed" in board_latex(shown)
+    rows = list(csv.DictReader(io.StringIO(board_csv(shown))))
+    assert "not recomputed" in next(r for r in rows if (r["method"], r["metric"]) == ("theirs", "musiq"))["remark"]
+    assert view([entry]).rows[0].cells[[c.name for c in shown.columns].index("musiq")].mark == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.assign(seed=None), "rows have no seed"),
+        (lambda f: f.assign(seed=0.5), "the column seed must hold int64"),
+        (lambda f: f.assign(image_id=f.image_id.where(f.index != 0, None)), "1 rows have no image_id"),
+        (lambda f: f.assign(value=f.value.astype(str)), "the column value must hold double"),
+        (lambda f: f.assign(value="good"), "the column value must hold double"),
+        (lambda f: f.assign(method=None), "rows have no method"),
+        (lambda f: f.assign(method_revision=None), "rows have no method_revision"),
+        (lambda f: f.assign(metric_id=None), "rows have no metric_id"),
+        (lambda f: f.assign(identity=None), "rows have no identity"),
+        (lambda f: f.assign(method=[[1]] * len(f)), "the column method must hold string"),
+    ],
+)
+def test_columns_of_another_type_and_gaps_are_refused(theirs, change, message):
+    path = theirs / "scores.parquet"
+    change(read_table(path)).to_parquet(path)
+    with pytest.raises(UsageError, match=message):
+        accept(submission(theirs))
+
+
+def test_categories_and_small_numbers_are_read_as_what_they_are(theirs):
+    path = theirs / "scores.parquet"
+    frame = read_table(path)
+    frame.astype({"metric": "category", "seed": "int32"}).to_parquet(path)
+    assert accept(submission(theirs))["accepted"]["recomputed"] == 3

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bench.errors import UsageError
 from bench.leaderboard.board import FORMATS, board_texts, redraw
 from bench.leaderboard.entry import add, read_entries
 from bench.leaderboard.verify import verify
@@ -71,7 +72,13 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture
-def root(built, tmp_path):
+def uncommitted(monkeypatch, tmp_path):
+    """The boards built here bear names of committed protocols, but another id."""
+    monkeypatch.setattr("bench.protocol.freeze.committed_path", lambda name: tmp_path / f"{name}.json")
+
+
+@pytest.fixture
+def root(built, tmp_path, uncommitted):
     """A copy of the boards that a test may change."""
     return shutil.copytree(built, tmp_path / "boards")
 
@@ -106,7 +113,7 @@ def test_latex_bold_underlined_and_cited(root):
         assert f"\\underline{{{ordered[1].cells[index].text}}}" in latex
     assert "PSNR (dB) $\\uparrow$" in latex
     assert "Landmark distance (px) $\\downarrow$" in latex
-    assert "50\\% <b>A\\_B \\& C</b>" in latex
+    assert r"50\% \textless{}b\textgreater{}A\_B \& C\textless{}/b\textgreater{}" in latex
     for part in (r"\toprule", r"\midrule", r"\bottomrule"):
         assert latex.count(part) >= 3, "one table of measured rows and two of published ones"
     for line in latex.splitlines():
@@ -348,6 +355,110 @@ def test_verify_finds_edited_entries(root, path, value, message):
     assert any(message in problem for problem in verify(root)), verify(root)
 
 
+def _edited(tmp_path, change, name="refine@demo@61f7b53bd96b.json", others=True):
+    """What is found on a copy of a committed board after `change`, and after everything was drawn again."""
+    source, copied = resource_root() / "leaderboards" / "orl_heavy", tmp_path / "edited" / "orl_heavy"
+    shutil.rmtree(copied, ignore_errors=True)
+    shutil.copytree(source, copied)
+    for path in sorted(copied.glob("*.json")):
+        if path.name != name and not others:
+            path.unlink()
+    entry = json.loads((copied / name).read_text())
+    change(entry)
+    (copied / name).write_text(json.dumps(entry))
+    try:
+        redraw(copied.parent, ["orl_heavy"])
+    except UsageError as error:
+        return [str(error)]
+    return verify(copied.parent)
+
+
+@pytest.mark.parametrize(
+    ("metric", "change", "message"),
+    [
+        ("id", {"low": None, "high": None}, "metrics.id.low is None, but its identity means give"),
+        ("id", {"low": None, "high": None, "interval": None}, "has the interval None, its identity means give"),
+        ("psnr_y", {"low": 24.5, "interval": "student-t over 12 identities, lower bound cut off at 24.5"}, "cut off"),
+        ("id", {"interval": "bca over 12 identities", "low": 0.79, "high": 0.82}, "has the interval 'bca"),
+        ("id", {"higher_is_better": False}, "states higher_is_better False"),
+        ("psnr_y", {"unit": "px"}, "unit 'px', the metric True and 'dB'"),
+        ("niqe", {"of": 61}, "niqe.of is 61"),
+        (None, {"protocol_id": "fedcba9876543210"}, "the committed protocol orl_heavy has 52ddbecf91a046d3"),
+        (None, {"of": 59}, "identity_images has 60"),
+        (None, {"images": 70}, "more than the 60"),
+    ],
+)
+def test_edits_that_drawing_again_would_hide(tmp_path, metric, change, message):
+    def edit(entry):
+        (entry["metrics"][metric] if metric else entry).update(change)
+
+    alone = _edited(tmp_path, edit, others=False)
+    assert any(message in problem for problem in alone), alone
+    assert _edited(tmp_path, lambda entry: None) == []
+
+
+def test_people_must_be_those_of_the_committed_protocol(tmp_path):
+    def move(entry):
+        entry["identity_images"]["s29"], entry["identity_images"]["s30"] = 6, 4
+        for metric in entry["metrics"].values():
+            if "s30" in metric["by_identity"]:
+                metric["by_identity"]["s30"]["n"] = 4
+                metric["by_identity"]["s29"]["n"] = 6
+
+    (problem,) = _edited(tmp_path, move)
+    assert "identity_images is" in problem
+
+
+def test_one_metric_has_one_direction_on_all_boards(root):
+    redraw(root, ["celebref_heavy", "orl_heavy"])
+    path = next((root / "orl_heavy").glob("refine*.json"))
+    entry = json.loads(path.read_text())
+    entry["metrics"]["lmd"]["higher_is_better"] = True
+    path.write_text(json.dumps(entry))
+    assert any("another entry of the same metric" in problem for problem in verify(root))
+
+
+def test_text_of_entries_is_shown_as_text(tmp_path):
+    nasty = {
+        "method_title": "<script>alert(1)</script> A&amp;B {x | y} [z](http://nowhere) −1",
+        "paper": "Somebody {et al., \\cite{a} <i>2030</i> | 50 %",
+        "licence": "<b>MIT</b>",
+    }
+    boards = tmp_path / "boards"
+    add(make_run(tmp_path / "run", score_frame("mine", 1), **nasty), boards)
+    texts = board_texts(boards, ["orl_heavy"], ("md", "html", "latex", "bibtex"), boards)
+    markdown, page, latex, bibtex = (
+        texts.values()
+        if len(texts) == 4
+        else [texts[boards / "orl_heavy" / name] for name in ("README.md", "index.html", "table.tex", "references.bib")]
+    )
+    for tag in ("<script>alert", "<b>MIT", "<i>2030"):
+        assert tag not in markdown
+        assert tag not in page
+    assert "&lt;script>alert(1)&lt;/script> A&amp;amp;B {x \\| y} \\[z]" in markdown
+    assert r"\textless{}script\textgreater{}" in latex
+    assert r"\textbraceleft{}x \textbar{} y\textbraceright{}" in latex
+    assert "$-$1" in latex
+    note = re.search(r"note = \{(.*)\}\n", bibtex)[1]
+    depth = list(itertools.accumulate({"{": 1, "}": -1}.get(character, 0) for character in note))
+    assert min(depth) >= 0
+    assert depth[-1] == 0
+
+
+def test_the_legend_says_who_is_not_shown_to_differ_from_the_best_and_what_the_test_assumes(root):
+    texts = board_texts(root, ["orl_heavy"], ("md", "html", "latex"), root)
+    markdown = texts[root / "orl_heavy" / "README.md"]
+    assert "rows sharing any letter with the best mean (bold)" in markdown
+    assert '"a" are those' not in markdown
+    wanted = (
+        "The sign-flip test assumes symmetric differences: simulated, a single test at α = .05 finds a difference in "
+        "7 % of skewed and 11 % of strongly skewed differences whose true mean is zero (12 identities)."
+    )
+    assert wanted in markdown
+    assert wanted in Page(texts[root / "orl_heavy" / "index.html"]).text
+    assert "assumes symmetric differences" in texts[root / "orl_heavy" / "table.tex"]
+
+
 def test_the_committed_boards_are_in_order():
     assert verify(resource_root() / "leaderboards") == []
 
@@ -365,7 +476,7 @@ for run in sys.argv[2:]:
 """
 
 
-def test_two_processes_that_add_at_once_lose_nothing(tmp_path):
+def test_two_processes_that_add_at_once_lose_nothing(tmp_path, uncommitted):
     root, shares = tmp_path / "boards", [[], []]
     for index in range(6):
         run = make_run(tmp_path / f"run{index}", score_frame(f"method{index}", index / 10, index + 1))

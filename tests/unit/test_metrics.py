@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
 
 import numpy as np
 import pytest
 
 from bench.errors import BenchError
-from bench.metrics.metric import Score, ScoringBatch
+from bench.metrics.metric import Metric, Score, ScoringBatch
 from bench.registry import load_metric
 
 cv2 = pytest.importorskip("cv2")
-skimage_color = pytest.importorskip("skimage.color")
 skimage_data = pytest.importorskip("skimage.data")
 skimage_metrics = pytest.importorskip("skimage.metrics")
 
@@ -272,28 +270,6 @@ def test_niqe_and_brisque_are_pyiqas() -> None:
     assert found["brisque"] == pytest.approx(float(brisque(batch.restored_double, **support)), abs=1e-9)
 
 
-def test_brisque_is_the_regression_on_its_features() -> None:
-    """Support vectors read by scikit-learn, features by piq, the kernel by scikit-learn."""
-    import torch
-    from piq.brisque import _natural_scene_statistics, _scale_features
-    from pyiqa.matlab_utils import imresize
-    from sklearn.datasets import load_svmlight_file
-    from sklearn.metrics.pairwise import rbf_kernel
-
-    from bench.weights import catalogue
-
-    path = catalogue.locate("brisque_allmodel")
-    lines = path.read_text("ascii").partition("\nSV\n")[2]
-    vectors, coefficients = load_svmlight_file(io.BytesIO(lines.encode("ascii")), n_features=36)
-    picture = np.ascontiguousarray(skimage_data.astronaut()[:256, :256])
-    luma = torch.from_numpy(skimage_color.rgb2ycbcr(picture)[..., 0])[None, None]
-    half = imresize(luma, scale=0.5, antialiasing=True)
-    features = _scale_features(torch.cat([_natural_scene_statistics(own) for own in (luma, half)], dim=-1))
-    expected = float((rbf_kernel(features.numpy(), vectors.toarray(), gamma=0.05) @ coefficients).item() + 153.591)
-    # piq pads the border with zeros, pyiqa by reflection: the numbers run from about -10 to 100.
-    assert value("brisque", batch_of(picture, truth=picture)) == pytest.approx(expected, abs=1.0)
-
-
 def test_brisque_punishes_blur_and_noise() -> None:
     picture = np.ascontiguousarray(skimage_data.astronaut()[:256, :256])
     pictures = (picture, blurred(picture, 4.0), noisy(picture, 40.0))
@@ -308,3 +284,62 @@ def test_niqe_is_null_on_small_pictures_and_real_on_large_ones() -> None:
     large = np.ascontiguousarray(skimage_data.astronaut()[:256, :256])
     sharp, soft = (value("niqe", batch_of(p, truth=large)) for p in (large, blurred(large, 4.0)))
     assert 0 < sharp < soft
+
+
+@pytest.mark.parametrize("name", ["niqe", "brisque"])
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_a_flat_picture_is_said_to_be_flat(name: str, level: int) -> None:
+    flat = np.full((200, 200, 3), level, np.uint8)
+    assert score(name, batch_of(flat, truth=flat)) == Score(None, "the picture is flat")
+
+
+def test_brisque_names_its_smallest_size() -> None:
+    small = noisy(np.full((15, 40, 3), 128, np.uint8), 40.0)
+    found = score("brisque", batch_of(small, truth=small))
+    assert found.value is None
+    assert found.reason and "16 px" in found.reason and "40x15" in found.reason
+
+
+class Picky(Metric):
+    """Mean of the picture, by an implementation that cannot stand black."""
+
+    name = "picky"
+    title = "Picky"
+    higher_is_better = True
+    licence = "none"
+    error: Exception = RuntimeError()
+
+    def score(self, batch: ScoringBatch) -> list[Score]:
+        if not batch.restored.any(axis=(1, 2, 3)).all():
+            raise self.error
+        return [Score(float(own)) for own in batch.restored.mean(axis=(1, 2, 3))]
+
+
+def batch_with_black() -> ScoringBatch:
+    pictures = np.stack([np.full((4, 4, 3), level, np.uint8) for level in (7, 0, 9)])
+    return ScoringBatch(list("abc"), pictures, pictures, [[]] * 3, None, None, np.ones((3, 4, 4), dtype=bool))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (AssertionError(), "AssertionError"),
+        (IndexError("index 1 is out of bounds"), "index 1 is out of bounds"),
+        (ValueError("first line\nsecond line"), "first line"),
+        (ZeroDivisionError("division by zero"), "division by zero"),
+        (np.linalg.LinAlgError("singular"), "singular"),
+    ],
+)
+def test_one_picture_costs_no_other_its_score(error: Exception, said: str) -> None:
+    metric = Picky()
+    metric.error = error
+    found = metric.score_batch(batch_with_black())
+    assert found == [Score(7.0), Score(None, f"Picky could not be computed: {said}"), Score(9.0)]
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no score"), TypeError("a slip"), BenchError("weights")])
+def test_what_is_no_pictures_fault_is_raised(error: Exception) -> None:
+    metric = Picky()
+    metric.error = error
+    with pytest.raises(type(error)):
+        metric.score_batch(batch_with_black())

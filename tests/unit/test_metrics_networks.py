@@ -343,3 +343,52 @@ def test_a_file_whose_hash_is_not_the_published_one_is_refused(home: Path) -> No
     (home / entry.file).write_bytes(b"not these")
     reason = load_metric("musiq")().unavailable()
     assert reason and "e95806b9..." in reason and "Remove or replace the file" in reason
+
+
+@pytest.mark.parametrize(
+    ("name", "distributions"),
+    [("maniqa", ["pyiqa", "timm"]), ("topiq_face", ["pyiqa", "facexlib"]), ("clipiqa", ["pyiqa", "openai-clip"])],
+)
+def test_identities_name_every_package_that_makes_the_number(name: str, distributions: list[str]) -> None:
+    from bench.metrics.common import version
+
+    identity = load_metric(name)().identity
+    assert all(f"{distribution} {version(distribution)}" in identity for distribution in distributions)
+
+
+def test_the_degradation_angle_names_opencv() -> None:
+    assert f"OpenCV {cv2.__version__}" in load_metric("degradation_angle")().identity
+
+
+def test_topiq_face_scores_the_face_aligned_to_the_template(put: Callable[[str, Any], Path]) -> None:
+    """The crop is cut here by scikit-image's similarity from points that lie where FFHQ's template has them, turned."""
+    topiq_arch = pytest.importorskip("pyiqa.archs.topiq_arch")
+    retinaface = pytest.importorskip("facexlib.detection.retinaface")
+    transform = pytest.importorskip("skimage.transform")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        detector = seeded(lambda: retinaface.RetinaFace(network_name="resnet50", device="cpu"))
+    settings = {"use_ref": False, "test_img_size": 512, "pretrained": False, "backbone_pretrain": False}
+    theirs = seeded(lambda: topiq_arch.CFANet(model_name="aligned", **settings))
+    put("topiq_face", {"params": theirs.state_dict()})
+    put("retinaface_resnet50", detector.state_dict())
+    template = np.array([[192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935], [201.26117, 371.41043]])
+    template = np.vstack([template, [[313.08905, 371.15118]]])
+    known = transform.SimilarityTransform(scale=3.0, rotation=0.2, translation=(60, 90))
+    points = known.inverse(template)
+    batch = batch_of(1)
+    network: Any = load_metric("topiq_face")().network()
+    helper = network.face_helper
+
+    def found(**_: Any) -> int:
+        helper.all_landmarks_5 = [points]
+        return 1
+
+    helper.get_face_landmarks_5 = found
+    matrix = transform.SimilarityTransform.from_estimate(points, template).params[:2]
+    crop = cv2.warpAffine(batch.restored[0].astype(np.float32), matrix, (512, 512), borderValue=(132, 133, 135))
+    with torch.inference_mode():
+        wanted = theirs(torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255).flatten().tolist()
+        unaligned = theirs(batch.restored_tensor).flatten().tolist()
+    assert values("topiq_face", batch) == pytest.approx(wanted, abs=1e-4)
+    assert abs(unaligned[0] - wanted[0]) > 1e-3

@@ -16,6 +16,7 @@ from bench.metrics.planted_detail import (
     NOT_MEASURABLE,
     MarkFalseCopy,
     MarkRecall,
+    contrast_shares,
     largest_contrast,
     marks_found,
 )
@@ -147,6 +148,18 @@ def test_marks_that_natural_texture_hides_do_not_count() -> None:
     bare = replace(batch, marks=None, truth=None, landmarks=None, references=[[]])
     for metric in (MarkRecall(), MarkFalseCopy()):
         assert metric.score_batch(bare)[0] == (None, NO_PROBE), "the probe is named, not what a probe would need"
+
+
+def test_a_mark_that_black_swallows_does_not_count() -> None:
+    """Where the crop leaves the photograph a dark mark has no contrast at all, on the ground truth or naturally."""
+    rows, columns = np.mgrid[:128, :128]
+    hill = np.clip(200 - 0.15 * ((columns - 63.5) ** 2 + (rows - 110) ** 2), 20, 255).astype(np.uint8)
+    reference = np.repeat(hill[..., None], 3, axis=2)
+    truth = reference.copy()
+    truth[92:] = 0
+    mark = Mark("chin", 63.5, 110.0, 2.5, -0.35)
+    marks = PictureMarks("both", (mark,), ((mark,),), truth, (reference,))
+    assert contrast_shares(truth, marks, paint(truth, [mark]), [paint(reference, [mark])]) == []
 
 
 def test_contrast_is_disc_mean_minus_the_rings_quartile(orl_root: Path) -> None:

@@ -19,21 +19,9 @@ from bench.data import prepare as prepare_module
 from bench.data.prepare import RECORD, SUMS, prepare, staging_folder
 from bench.errors import MissingError
 from bench.protocol.card import data_root, load_card
-from tests.unit.data_helpers import EXPECTED, put, tree, use_cards, wrapped_people, write_card, zipped
+from tests.unit.data_helpers import EXPECTED, put, tree, write_card, zipped
 
-
-@pytest.fixture(autouse=True)
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("BENCH_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("BENCH_DATA", raising=False)
-    use_cards(monkeypatch, tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def people(tmp_path: Path, orl_root: Path) -> Path:
-    return wrapped_people(tmp_path / "source", orl_root)
-
+pytestmark = pytest.mark.usefixtures("places")
 
 RUN = """
 import os, signal, sys, time

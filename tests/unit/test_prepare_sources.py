@@ -19,25 +19,11 @@ from bench.protocol.layout import list_photos
 from tests.unit.data_helpers import (
     put,
     running_server,
-    use_cards,
-    wrapped_people,
     write_card,
     zipped,
 )
 
-
-@pytest.fixture(autouse=True)
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("BENCH_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("BENCH_DATA", raising=False)
-    use_cards(monkeypatch, tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def people(tmp_path: Path, orl_root: Path) -> Path:
-    return wrapped_people(tmp_path / "source", orl_root)
-
+pytestmark = pytest.mark.usefixtures("places")
 
 AUTO = {"layout": "auto", "splits": {"rule": "all_test"}}
 

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 
 import numpy as np
@@ -17,7 +18,7 @@ from bench.errors import MissingError, UsageError
 from bench.report.content import brief, read_runs
 from bench.report.data import embedded, page_data
 from bench.report.index import write_index
-from bench.report.pictures import PictureBook, images_to_show, most_cases
+from bench.report.pictures import EACH, PictureBook, images_to_show, most_cases, rankings
 from bench.report.plots import ticks
 from bench.report.report import write_report
 from bench.report.strength import degradation_parameters, lq_psnr
@@ -103,24 +104,33 @@ def test_the_metric_asked_for_is_chosen_first(run, tmp_path):
         write_report([run], tmp_path / "no.html", metric="niqe", pictures=OrlPictures)
 
 
-@pytest.mark.parametrize("most", [59, 40, 24, 12, 8, 3])
-def test_of_many_images_the_ends_of_every_ranking_are_pictured(run, tmp_path, most):
-    other = make_run(tmp_path / "other", score_frame("other", 0.5, 7))
-    runs = read_runs([run, other])
+@pytest.mark.parametrize("most", [59, 40, 24, 20, 8, 3])
+def test_of_many_images_those_the_page_opens_with_are_pictured(run, tmp_path, most):
+    first = make_run(tmp_path / "input", score_frame("input", 0.5, 7))
+    runs = read_runs([first, run])
     chosen = images_to_show(runs, "id", most)
-    assert 0 < len(chosen) <= most and len(set(chosen)) == len(chosen)
-    values = runs[0].values("id")
+    assert len(chosen) == most == len(set(chosen))
+    values, before = runs[1].values("id"), runs[0].values("id")
+    ordered = list(values.sort_values().index)
+    gains = list((values - before).dropna().sort_values().index)
+    middle = ordered[len(ordered) // 2 - EACH // 2 : len(ordered) // 2 + EACH // 2]
+    if most >= 20:
+        assert {*ordered[:4], *ordered[-4:], *middle, *gains[:4], *gains[-4:]} <= set(chosen)
     assert {values.idxmin(), values.idxmax()} <= set(chosen), "best and worst by the metric chosen first"
     if most >= 24:
         for metric in ("psnr", "lmd"):
-            for one in runs:
-                assert {one.values(metric).idxmin(), one.values(metric).idxmax()} <= set(chosen)
+            assert {runs[1].values(metric).idxmin(), runs[1].values(metric).idxmax()} <= set(chosen)
+    lower = rankings(runs, runs[1], "lmd")
+    assert lower[0][0] == lower[1][-1] == runs[1].values("lmd").idxmax(), "the largest distance is the worst"
+    assert len(lower) == 5 and len(rankings(runs, runs[0], "lmd")) == 3, "the Input has no gain over itself"
 
 
-def test_few_images_are_pictured_all(run):
+def test_how_many_images_are_pictured(run):
     assert len(images_to_show(read_runs([run]), "id", 60)) == 60
-    assert most_cases(128, 1) >= 60
-    assert most_cases(512, 3) == 16
+    assert most_cases(128, 1)[0] >= 60
+    full, most = most_cases(512, 3)
+    assert 10 <= full < most and 50 <= most <= 120, "further ones scaled down"
+    assert most_cases(512, 30)[1] == 20
 
 
 def test_pictures_are_embedded_unchanged_and_once(run, tmp_path):
@@ -208,7 +218,7 @@ def test_scores_of_the_whole_set_and_planted_marks(tmp_path):
     text = Page((tmp_path / "report.html").read_text()).text
     assert "KID ↓ 0.0123 [0.0100, 0.0200] over people n = 58 of 60" in text
     assert "FID ↓ n/a weights missing: fid_inception" in text
-    assert why in text, "the whole reason in the table of missing values"
+    assert "Looked in" not in text and "weights missing: fid_inception" in text, "no folders of this machine"
     assert "Planted marks" in text and "mark_recall" in text
     plain = make_run(tmp_path / "plain", pictures=True)
     write_report([plain], tmp_path / "plain.html", pictures=OrlPictures)
@@ -218,6 +228,7 @@ def test_scores_of_the_whole_set_and_planted_marks(tmp_path):
 def test_reasons_in_cells_are_short():
     assert brief("Weights 'musiq' (MUSIQ) are not here. Looked in: /w") == "weights missing: musiq"
     assert brief("weights missing: musiq") == "weights missing: musiq"
+    assert brief("Cannot read /home/me/data/x.png: gone") == "Cannot read x.png"
     assert (
         brief("NIQE needs at least 192 px, these have 128: its covariance")
         == "NIQE needs at least 192 px, these have 128"
@@ -241,7 +252,7 @@ def test_index_of_all_runs(tmp_path):
     assert "3 finished runs on 2 protocols" in page.text
     assert text.count("<table") == 3, "one table per protocol id, one for what is unreadable"
     assert "a/refine%20%C3%A9/report.html" in page.addresses
-    assert "no report yet: bench report input" in page.text and "59 of 60" in page.text
+    assert f"no report yet: bench report {shlex.quote(str(root / 'input'))}" in page.text and "59 of 60" in page.text
     assert "broken" in page.text and "Cannot read" in page.text
     write_index(root, tmp_path / "elsewhere.html")
     assert "runs/a/refine%20%C3%A9/report.html" in Page((tmp_path / "elsewhere.html").read_text()).addresses
@@ -257,11 +268,12 @@ def test_several_runs_are_tested_against_input(run, tmp_path):
     write_report([baseline, run], tmp_path / "report.html", pictures=OrlPictures)
     page = Page((tmp_path / "report.html").read_text())
     assert "input and refine@demo on orl_heavy" in page.text
-    assert page.text.count("better (") == 3
+    assert page.text.count("better (") == 3 and page.text.count(", over 59 images)") == 1
+    assert "over the images both have" in page.text
     assert "better (-" in page.text, "the landmark distance is lower"
     twin = make_run(tmp_path / "twin", score_frame("refine@demo", 1.4, 3), pictures=True)
     write_report([run, twin], tmp_path / "two.html", pictures=OrlPictures)
-    assert "refine@demo (twin)" in (tmp_path / "two.html").read_text()
+    assert "refine@demo (seed 2) and refine@demo (seed 3) on orl_heavy" in (tmp_path / "two.html").read_text()
     other = make_run(tmp_path / "other", score_frame(protocol_id="fedcba9876543210"))
     with pytest.raises(UsageError, match="different protocols"):
         write_report([run, other], tmp_path / "no.html", pictures=OrlPictures)

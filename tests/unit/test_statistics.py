@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from typing import ClassVar
 
 import numpy as np
@@ -154,6 +155,19 @@ def test_the_recorded_simulation_is_complete_and_holds():
         assert case.shape != "normal" or abs(case.coverage - 0.95) <= simulation.COVERAGE_TOLERANCE
     assert simulation.coverage_note(1, "none") is None
     assert simulation.coverage_note(12, "student-t").startswith("simulated coverage 93 % for skewed, 89 % for strongly")
+
+
+@pytest.mark.parametrize(("identities", "images", "nearest"), [(12, 5, 12), (13, 8, 12), (60, 5, 50), (12, 1, 12)])
+def test_what_skewed_differences_do_to_the_test_is_said(identities, images, nearest):
+    said = simulation.symmetry_note(identities, images)
+    assert f"({nearest} identities)" in said
+    assert "assumes symmetric differences" in said
+    stated = dict(reversed(pair) for pair in re.findall(r"(\d+) % of ((?:strongly )?skewed)", said))
+    for shape in ("skewed", "strongly skewed"):
+        few = images < 5
+        cases = [recorded(nearest, 1 if few else 5, one, shape) for one in ((0.0,) if few else (0.0, 0.2, 0.5))]
+        worst = max(case.false_positives_skewed_differences for case in cases)
+        assert stated.get(shape) == (f"{100 * worst:.0f}" if worst > 0.065 else None)
 
 
 @pytest.mark.parametrize("count", [12, 30, 64])

@@ -30,9 +30,26 @@ const valueOf = (name, run, image) => data.scores[name][run][image];
 const reasonOf = (name, run, image) => data.reasons[data.why[name][run][image]];
 const hasValues = (name) => data.scores[name].some((values) => values.some((value) => value !== null));
 const mean = (values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null);
-const runs = data.runs.map((run, index) => ({ ...run, index, colour: `run${index % 6}` }));
-const key = (run) => el("span", { class: `key ${run.colour}` });
-const legend = () => (runs.length < 2 ? null : el("p", { class: "legend" }, runs.map((run) => el("span", {}, key(run), run.label))));
+// Six colours; every six runs have another shape.
+const COLOURS = 6, SHAPES = 4;
+const runs = data.runs.map((run, index) => ({ ...run, index, colour: `run${index % COLOURS}`, shape: Math.floor(index / COLOURS) % SHAPES }));
+const key = (run) => el("span", { class: `key ${run.colour} shape${run.shape}` });
+const legend = (among = runs) => el("p", { class: "legend", hidden: runs.length < 2 }, among.map((run) => el("span", {}, key(run), run.label)));
+/** The dot of a run: circle, square, diamond or triangle of about the same area. */
+const dot = (run, x, y, r, attributes, ...children) => {
+  const a = r * 0.89, b = r * 1.25;
+  const path = [null, `M${-a} ${-a}h${2 * a}v${2 * a}h${-2 * a}z`, `M0 ${-b}L${b} 0 0 ${b} ${-b} 0z`, `M0 ${-b}L${b} ${0.9 * b}H${-b}z`][run.shape];
+  const shape = path === null ? { cx: x, cy: y, r } : { d: path, transform: `translate(${x} ${y})` };
+  return el(path === null ? "svg:circle" : "svg:path", { class: `dot ${run.colour}`, ...shape, ...attributes }, ...children);
+};
+/** What a metric is called where a heading's arrow would stand on its side. */
+const inWords = (metric) => {
+  const facts = [metric.unit, { true: "higher is better", false: "lower is better" }[metric.better]].filter(Boolean);
+  return facts.length ? `${metric.title} (${facts.join(", ")})` : metric.title;
+};
+const endsOf = (metric) => (metric !== null && metricOf(metric).better === null ? { worst: "lowest", best: "highest" } : { worst: "worst", best: "best" });
+/** Gives the options of a select other words; the chosen one stays chosen. */
+const relabel = (node, words) => { for (const option of node.options) if (words[option.value]) option.text = words[option.value]; };
 /** The values of one metric and run as [image number, value], without missing ones. */
 const scored = (name, run) => data.scores[name][run].map((value, image) => [image, value]).filter(([, value]) => value !== null);
 const missingOf = (name, run) => {

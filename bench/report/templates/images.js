@@ -3,12 +3,13 @@
   const PAGE = 40, several = runs.length > 1;
   const rows = data.images.flatMap((image, index) => runs.map((run) => ({
     image: index, run: run.index, words: `${image} ${data.people[data.who[index]]} ${run.label}`.toLowerCase() })));
-  const columns = [{ text: "image", of: (row) => data.images[row.image] }, { text: "person", of: (row) => data.people[data.who[row.image]] }];
-  if (several) columns.push({ text: "run", of: (row) => runs[row.run].label });
+  const columns = [{ text: "image", of: (row) => data.images[row.image] }, { text: "person", narrow: true, of: (row) => data.people[data.who[row.image]] }];
+  if (several) columns.push({ text: "run", wraps: true, of: (row) => runs[row.run].label });
   for (const one of shown) columns.push({ text: one.heading, metric: one.name, better: one.better, of: (row) => valueOf(one.name, row.run, row.image) });
   const state = { column: null, sign: 1, words: [], count: PAGE };
   const body = el("tbody"), status = el("span", { class: "soft", role: "status" });
-  const heads = columns.map((column) => el("th", { scope: "col", class: column.metric ? "" : "text" },
+  const kindOf = (column) => (column.metric ? "" : `text${column.narrow ? " laptop" : ""}${column.wraps ? " wraps" : ""}`);
+  const heads = columns.map((column) => el("th", { scope: "col", class: kindOf(column) },
     el("button", { type: "button", text: column.text, on: { click: () => sort(column) } })));
   const sort = (column) => {
     const first = column.better === true ? -1 : 1;
@@ -23,7 +24,7 @@
   const cellOf = (row, column, index) => {
     const value = column.of(row);
     if (index === 0) return el("th", { scope: "row" }, el("button", { type: "button", class: "link", text: value, on: { click: () => openCase(row.image) } }));
-    if (!column.metric) return el("td", { class: "text" }, column.text === "run" ? key(runs[row.run]) : null, value);
+    if (!column.metric) return el("td", { class: kindOf(column) }, column.text === "run" ? key(runs[row.run]) : null, value);
     return value === null ? el("td", { class: "none" }, "n/a", el("small", { class: "coverage", text: reasonOf(column.metric, row.run, row.image) })) : el("td", { text: show(value) });
   };
   const more = el("button", { type: "button", class: "more", text: "Show more rows", on: { click: () => { state.count += PAGE; draw(); } } });

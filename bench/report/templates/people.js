@@ -1,6 +1,6 @@
 // People: the mean of the chosen metric for each person, a dot per image, and their pictures.
 const crowd = document.getElementById("people-view");
-const PEOPLE = 12, PER_PERSON = 3;
+const PEOPLE = 12, PER_PERSON = 3, MOST_NAMED = 3;
 const imagesOf = data.people.map(() => []);
 data.who.forEach((person, image) => imagesOf[person].push(image));
 const crowdState = { order: "worst", words: [], count: PEOPLE };
@@ -16,7 +16,7 @@ const dots = (person, low, high) => {
     drawing.append(el("svg:line", { class: "grid", x1: left, x2: width - left, y1: y, y2: y }));
     for (const image of imagesOf[person]) {
       const value = valueOf(metric, run.index, image);
-      if (value !== null) drawing.append(el("svg:circle", { class: run.colour, cx: x(value), cy: y, r: 3.2 },
+      if (value !== null) drawing.append(dot(run, x(value), y, 3.2, {},
         el("svg:title", { text: `${data.images[image]} · ${run.label} · ${show(value)}` })));
     }
     const middle = personMean(person, run.index);
@@ -38,12 +38,12 @@ const card = (person, low, high) => {
   const pictured = images.filter((image) => data.cases[image]).slice(0, PER_PERSON);
   for (const image of pictured) {
     const found = data.cases[image];
-    const strip = [["LQ", found.lq]];
-    found.restored.forEach((number, index) => { if (number !== null && number !== found.lq) strip.push([runs[index].label, number]); });
-    if (found.truth !== null) strip.push(["truth", found.truth]);
-    if (found.references.length) strip.unshift(["ref. 1", found.references[0]]);
+    const strip = [["LQ", data.pictures[found.lq]]];
+    strip.push(...sidesOf(image).slice(1).map((one) => [one.run === undefined ? "truth" : one.name, one.src, one.run]));
+    if (found.references.length) strip.unshift(["ref. 1", data.pictures[found.references[0]]]);
     node.append(el("button", { type: "button", class: "row", title: `Open ${data.images[image]}`, "aria-label": `Open ${data.images[image]}`, on: { click: () => openCase(image) } },
-      strip.map(([caption, number]) => el("span", {}, el("img", { src: data.pictures[number], alt: caption, loading: "lazy" }), el("small", { text: caption })))));
+      strip.map(([caption, src, run]) => el("span", {}, el("img", { src, alt: caption, loading: "lazy" }),
+        run === undefined || runs.length <= MOST_NAMED ? el("small", { text: caption }) : el("small", { title: caption }, key(runs[run]))))));
   }
   if (!pictured.length) node.append(el("p", { class: "soft", text: "No pictures of this person are in this file." }));
   return node;
@@ -52,9 +52,11 @@ const card = (person, low, high) => {
 const grid = el("div", { class: "crowd" });
 const count = el("span", { class: "soft", role: "status" });
 const morePeople = el("button", { type: "button", class: "more", text: "Show more people", on: { click: () => { crowdState.count += PEOPLE; drawPeople(); } } });
+const peopleOrder = select([["worst", "worst mean first"], ["best", "best mean first"], ["name", "by name"]], crowdState.order, (value) => { crowdState.order = value; drawPeople(); });
 const drawPeople = () => {
   grid.replaceChildren();
   if (metric === null) return;
+  relabel(peopleOrder, { worst: `${endsOf(metric).worst} mean first`, best: `${endsOf(metric).best} mean first` });
   const values = data.scores[metric].flat().filter((value) => value !== null);
   const low = values.reduce((a, b) => Math.min(a, b), Infinity), high = values.reduce((a, b) => Math.max(a, b), -Infinity);
   const sign = (metricOf(metric).better === false ? -1 : 1) * (crowdState.order === "best" ? -1 : 1);
@@ -73,8 +75,7 @@ const drawPeople = () => {
 {
   const search = el("input", { type: "search", placeholder: "part of a name", "aria-label": "Filter people",
     on: { input: () => { crowdState.words = search.value.toLowerCase().split(/\s+/).filter(Boolean); drawPeople(); } } });
-  const order = select([["worst", "worst mean first"], ["best", "best mean first"], ["name", "by name"]], crowdState.order, (value) => { crowdState.order = value; drawPeople(); });
-  crowd.append(el("div", { class: "controls" }, labelled("Filter", search), labelled(runs.length > 1 ? `Order by ${runs[data.lead].label}` : "Order", order), count),
+  crowd.append(el("div", { class: "controls" }, labelled("Filter", search), labelled(runs.length > 1 ? `Order by ${runs[data.lead].label}` : "Order", peopleOrder), count),
     el("p", { class: "soft", text: "One dot per image, a bar at the person's mean; the scale is the same for all. Press a row of pictures to look closer." }), grid, morePeople);
   onMetric(drawPeople);
 }

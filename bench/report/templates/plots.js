@@ -1,6 +1,6 @@
 // Plots: a metric against how strongly each picture was degraded, and its distribution for each run.
 const plots = document.getElementById("plot-view");
-const W = 560, H = 360, BOX = { left: 56, right: 14, top: 12, bottom: 44 };
+const W = 560, H = 360, BOX = { left: 56, right: 14, top: 12, bottom: 48 };
 
 const range = (values, margin = 0.05) => {
   const low = values.reduce((a, b) => Math.min(a, b), Infinity), high = values.reduce((a, b) => Math.max(a, b), -Infinity);
@@ -21,20 +21,22 @@ const frame = (label, yLow, yHigh, yTitle) => {
 const strengths = [];
 if (data.input !== null) for (const one of shown) {
   if (data.scores[one.name][data.input].some((value) => value !== null))
-    strengths.push({ title: `${one.heading.replace(/ [↑↓]$/, "")} of the Input`, values: data.scores[one.name][data.input], metric: one.name });
+    strengths.push({ title: `${one.unit ? `${one.title} (${one.unit})` : one.title} of the Input`, values: data.scores[one.name][data.input], metric: one.name });
 }
 strengths.push(...data.strengths);
 
-const scatter = (box, status, strength) => {
+const scatter = (box, status, strength, keys) => {
   const points = [];
-  for (const run of runs) {
-    if (run.index === data.input && strength.metric !== undefined && runs.length > 1) continue;
+  // Against its own values the Input would be a line.
+  const drawn = runs.filter((run) => run.index !== data.input || strength.metric === undefined || runs.length < 2);
+  keys.replaceChildren(...legend(drawn).children);
+  for (const run of drawn) {
     for (const [image, value] of scored(metric, run.index)) if (strength.values[image] !== null && strength.values[image] !== undefined)
       points.push({ image, run, x: strength.values[image], y: value });
   }
   if (!points.length) return void box.replaceChildren(el("p", { class: "soft", text: "No image has both values." }));
   const [xLow, xHigh] = range(points.map((point) => point.x)), [yLow, yHigh] = range(points.map((point) => point.y));
-  const title = metricOf(metric).heading;
+  const title = inWords(metricOf(metric));
   const [drawing, y] = frame(`${title} against ${strength.title}. Arrow keys step through the images, Enter opens one.`, yLow, yHigh, title);
   const x = (value) => BOX.left + ((value - xLow) / (xHigh - xLow)) * (W - BOX.left - BOX.right);
   for (const tick of ticks(xLow, xHigh)) drawing.append(
@@ -48,7 +50,7 @@ const scatter = (box, status, strength) => {
   points.sort((a, b) => a.x - b.x || a.run.index - b.run.index);
   const say = (point) => { status.textContent = `${data.images[point.image]} · ${point.run.label} · ${strength.title} ${show(point.x)} · ${metricOf(metric).title} ${show(point.y)}`; };
   points.forEach((point, index) => {
-    point.node = el("svg:circle", { class: point.run.colour, cx: x(point.x), cy: y(point.y), r: points.length > 600 ? 2.4 : 4,
+    point.node = dot(point.run, x(point.x), y(point.y), points.length > 600 ? 2.4 : 4, {
       on: { pointerenter: () => mark(index), click: () => openCase(point.image) } },
     el("svg:title", { text: `${data.images[point.image]} · ${point.run.label}` }));
     drawing.append(point.node);
@@ -67,7 +69,8 @@ const scatter = (box, status, strength) => {
     else return;
     event.preventDefault();
   });
-  status.textContent = strength.metric === metric ? "Above the dashed line an image scores higher than its Input." : "";
+  const side = { true: "Above the dashed line: better than its Input.", false: "Below the dashed line: better than its Input." }[metricOf(metric).better];
+  status.textContent = strength.metric === metric ? side ?? "On the dashed line an image scores what its Input does." : "";
   box.replaceChildren(drawing);
 };
 
@@ -88,7 +91,7 @@ const density = (sorted) => {
 const violin = (box, status) => {
   const values = runs.map((run) => scored(metric, run.index).map(([, value]) => value).sort((a, b) => a - b));
   const [yLow, yHigh] = range(values.flat(), 0.08);
-  const title = metricOf(metric).heading;
+  const title = inWords(metricOf(metric));
   const [drawing, y] = frame(`Distribution of ${title} for each run`, yLow, yHigh, title);
   drawing.setAttribute("role", "img");
   drawing.removeAttribute("tabindex");
@@ -97,7 +100,7 @@ const violin = (box, status) => {
     const sorted = values[index], centre = BOX.left + slot * (index + 0.5);
     const label = run.label.length > slot / 7 ? run.label.slice(0, Math.max(3, Math.floor(slot / 7) - 1)) + "…" : run.label;
     drawing.append(el("svg:text", { x: centre, y: H - BOX.bottom + 18, "text-anchor": "middle", text: label }, el("svg:title", { text: run.label })),
-      el("svg:text", { x: centre, y: H - BOX.bottom + 34, "text-anchor": "middle", text: `n = ${sorted.length} of ${data.images.length}` }));
+      el("svg:text", { x: centre, y: H - BOX.bottom + 18, dy: "1.3em", "text-anchor": "middle", text: `n = ${sorted.length} of ${data.images.length}` }));
     if (!sorted.length) return;
     const curve = density(sorted);
     if (curve) {
@@ -111,7 +114,7 @@ const violin = (box, status) => {
       el("svg:line", { class: `mean ${run.colour}`, x1: centre - 12, x2: centre + 12, y1: y(middle), y2: y(middle) }));
     data.people.forEach((name, person) => {
       const value = personMean(person, run.index);
-      if (value !== null) drawing.append(el("svg:circle", { class: run.colour, cx: centre + ((person * 37) % 17 - 8) * (half / 14), cy: y(value), r: 2.6 },
+      if (value !== null) drawing.append(dot(run, centre + ((person * 37) % 17 - 8) * (half / 14), y(value), 2.6, {},
         el("svg:title", { text: `${name} · ${run.label} · mean ${show(value)}` })));
     });
   });
@@ -122,9 +125,10 @@ const violin = (box, status) => {
 {
   const part = (title) => {
     const box = el("div", { class: "drawing" }), status = el("figcaption", { class: "soft", role: "status" });
-    return [el("figure", { class: "card" }, el("h3", { text: title }), legend(), box, status), box, status];
+    const keys = legend();
+    return [el("figure", { class: "card" }, el("h3", { text: title }), keys, box, status), box, status, keys];
   };
-  const [left, scatterBox, scatterStatus] = part("Against degradation strength");
+  const [left, scatterBox, scatterStatus, scatterKeys] = part("Against degradation strength");
   const [right, violinBox, violinStatus] = part("Distribution for each run");
   if (shown.length) plots.append(left, right);
   if (!strengths.length) {
@@ -132,7 +136,7 @@ const violin = (box, status) => {
   } else {
     const usual = strengths.findIndex((one) => one.metric === data.chosen);
     let chosen = Math.max(0, usual);
-    const draw = () => scatter(scatterBox, scatterStatus, strengths[chosen]);
+    const draw = () => scatter(scatterBox, scatterStatus, strengths[chosen], scatterKeys);
     const control = select(strengths.map((one, index) => [index, one.title]), chosen, (value) => { chosen = Number(value); draw(); });
     control.id = "strength";
     scatterBox.before(el("div", { class: "controls" }, labelled("Strength", control)));
