@@ -65,7 +65,7 @@ class RestorerID(RestorationMethod):
         self.base = base_model(settings["base"])
         torch.manual_seed(derive_seed(settings.get("seed", 0), "initial weights") % 2**32)
         self.network = RestorerIDNetwork(self.base, settings["network"], settings["use_identity"], settings["use_fir"])
-        options = dict(settings["sampling"])
+        options = {key: value for key, value in settings["sampling"].items() if value is not None}
         self.sampler = Sampler(sampling_preset(options.pop("preset"), **options))
         self.batches_done = 0
         self.averaged: nn.Module | None = None
