@@ -51,6 +51,11 @@ def each(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int | N
                 "A worker process died, most likely for want of memory. Give fewer with --workers; the same command "
                 "goes on where this one stopped."
             ) from error
+        except BaseException:
+            # What workers write is written atomically: they can be ended anywhere, and an interrupt need not wait.
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -240,8 +240,14 @@ def _outcomes(job: _Job, tasks: Sequence[_Task], workers: int) -> Generator[_Out
                 f"A worker process died (out of memory?); {job.output} holds what was finished. "
                 "The same command goes on from there; try fewer --workers."
             ) from error
+        except BaseException:
+            # Waiting for what the workers hold would make a person press the keys again, in the middle of the clean-up.
+            # Pictures are written atomically, so workers can be ended anywhere.
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            raise
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
