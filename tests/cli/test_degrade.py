@@ -108,8 +108,16 @@ def test_interrupting_workers_ends_clean_and_can_be_resumed(tmp_path: Path, orl_
     for copy in range(400):
         shutil.copy(orl_root / "s1" / f"{copy % 10 + 1}.pgm", folder / f"{copy}.pgm")
     words = [sys.executable, "-m", "bench", "degrade", str(folder), "--workers", "2"]
+    # Tests that run in the background ignore interrupts, and what they start would inherit that.
+    heeding = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
     call = subprocess.Popen(
-        [*words, "-o", str(out)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", heeding, *words, "-o", str(out)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     records = out / "theta.jsonl"
     deadline = time.monotonic() + 60
