@@ -123,12 +123,12 @@ def test_interrupting_workers_ends_clean_and_can_be_resumed(tmp_path: Path, orl_
     deadline = time.monotonic() + 60
     while not (records.is_file() and records.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.005)
-    # As a terminal does it: the whole group, workers included. Python swallows an interrupt that comes while an
-    # object is destroyed; a person then presses the keys again.
+    # As a terminal does it: the whole group, workers included, and the keys pressed until it ends. Nothing may be left
+    # that holds its output open.
     while call.poll() is None:
         os.killpg(call.pid, signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            call.wait(1)
+            call.wait(0.1)
     _, error = call.communicate(timeout=60)
     assert call.returncode == 130
     assert "stopped" in error
