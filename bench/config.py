@@ -214,7 +214,8 @@ def _check_values(settings: dict[str, Any]) -> None:
     if data["split"] not in ("train", "validation", "test"):
         raise unknown_name("value of data.split", str(data["split"]), ("train", "validation", "test"))
     for key, example in (("names", "[id,haarpsi]"), ("sets", "[kid_gt]")):
-        if "metrics" in settings and not isinstance(value := settings["metrics"].get(key, []), list):
+        value = settings.get("metrics", {}).get(key)
+        if not isinstance(value, list) and not (value is None and key == "sets") and "metrics" in settings:
             raise UsageError(f"metrics.{key} must be a list in brackets, such as {example}, got {value!r}.")
     if not isinstance(settings.get("cache", True), bool):
         raise UsageError(f"cache must be true or false, got {settings['cache']!r}.")

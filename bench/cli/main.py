@@ -6,6 +6,7 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -125,6 +126,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _explained(error)
     except KeyboardInterrupt:
+        # Keys pressed again would interrupt the interpreter's own clean-up and leave processes behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("bench: stopped. The same command goes on where this one stopped.", file=sys.stderr)
         return 130
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -42,7 +43,8 @@ def each(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int | N
         yield from map(work, tasks)
         return
     window = count * CHUNK * 4
-    with ProcessPoolExecutor(count, get_context("spawn"), initializer=_start, initargs=(os.getpid(),)) as pool:
+    own = ProcessPoolExecutor(count, get_context("spawn"), initializer=_start, initargs=(os.getpid(),))
+    with own as pool, ending_at_once(pool):
         try:
             for start in range(0, len(tasks), window):
                 yield from pool.map(work, tasks[start : start + window], chunksize=CHUNK)
@@ -51,8 +53,36 @@ def each(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int | N
                 "A worker process died, most likely for want of memory. Give fewer with --workers; the same command "
                 "goes on where this one stopped."
             ) from error
-        finally:
+
+
+@contextmanager
+def ignoring_interrupts() -> Iterator[None]:
+    """Lets Ctrl-C pass unheeded inside the block, and in processes that are started there; main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def ending_at_once(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Ends a pool's processes when the block ends early: by an error, an interrupt, or as a closed generator.
+
+    Waiting for what they hold would make a person press the keys again, in the middle of the clean-up. What
+    they write has to be written atomically.
+    """
+    try:
+        yield
+    except BaseException:
+        with ignoring_interrupts():
+            for process in list((pool._processes or {}).values()):
+                process.kill()
             pool.shutdown(wait=True, cancel_futures=True)
+        raise
 
 
 def _one_thread() -> None:

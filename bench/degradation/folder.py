@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.config import read_preset
+from bench.data.workers import ending_at_once, ignoring_interrupts
 from bench.degradation.contact_sheet import CONTACT_SHEET, contact_sheet
 from bench.degradation.pipeline import DegradationPipeline, Theta, operator_versions, replay
 from bench.degradation.records import RECORDS, Record, appending, check_versions, new_record, read_records, record_line
@@ -228,10 +227,10 @@ def _outcomes(job: _Job, tasks: Sequence[_Task], workers: int) -> Generator[_Out
     pool = ProcessPoolExecutor(
         min(workers, len(tasks)), get_context("spawn"), initializer=_start_worker, initargs=(job,)
     )
-    with pool:
+    with pool, ending_at_once(pool):
         try:
             # Workers inherit what is ignored here: Ctrl-C is this process's to handle.
-            with _ignoring_interrupts():
+            with ignoring_interrupts():
                 waiting = [pool.submit(_degrade_in_worker, task) for task in tasks]
             for future in waiting:
                 yield future.result()
@@ -240,20 +239,6 @@ def _outcomes(job: _Job, tasks: Sequence[_Task], workers: int) -> Generator[_Out
                 f"A worker process died (out of memory?); {job.output} holds what was finished. "
                 "The same command goes on from there; try fewer --workers."
             ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 _worker_job: _Job

@@ -53,11 +53,14 @@ def build_text_encoder(base: BaseModel) -> CLIPTextModel:
 
     Raises:
         UsageError: The base model has none.
+        MissingError: transformers is not installed.
     """
-    from transformers import CLIPTextConfig, CLIPTextModel
-
     if base.text is None:
         raise UsageError(f"Base model {base.name!r} has no text encoder; its text is one constant token.")
+    try:
+        from transformers import CLIPTextConfig, CLIPTextModel
+    except ImportError as error:
+        raise MissingError(TRANSFORMERS_MISSING) from error
     return CLIPTextModel(CLIPTextConfig(**base.text))
 
 
@@ -66,6 +69,10 @@ BUILDERS: dict[str, Callable[[BaseModel], nn.Module]] = {
     "vae": build_vae,
     "text": build_text_encoder,
 }
+TRANSFORMERS_MISSING = (
+    "The text encoder of a published size needs the Python package transformers. Install it with: "
+    'pip install "face-restoration-bench[full]"'
+)
 SUBFOLDERS = {"unet": "unet", "vae": "vae", "text": "text_encoder"}
 
 

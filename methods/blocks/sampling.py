@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
 
-from bench.errors import MissingError, UsageError, unknown_name
+from bench.errors import UsageError, unknown_name
 from methods.blocks.tiling import Blend, Tiling, Window, make_blend
 
 if TYPE_CHECKING:
@@ -205,9 +205,6 @@ class Sampler:
 
     Args:
         settings: See `SamplingSettings` and `PRESETS`.
-
-    Raises:
-        MissingError: diffusers is not installed.
     """
 
     def __init__(self, settings: SamplingSettings) -> None:
@@ -225,12 +222,8 @@ class Sampler:
 
     def make_scheduler(self) -> Any:
         """A fresh scheduler of diffusers with its timesteps set (they hold state, so every sampling has its own)."""
-        try:
-            from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
-        except ImportError as error:
-            raise MissingError(
-                "Sampling needs diffusers, which is not installed: pip install 'face-restoration-bench[full]'."
-            ) from error
+        from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
         settings = self.settings
         common: dict[str, Any] = {
             "num_train_timesteps": settings.train_timesteps,

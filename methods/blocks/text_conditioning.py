@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.errors import MissingError, UsageError
 from methods.blocks.base_models import TEXT_END, TEXT_START, BaseModel
-from methods.blocks.latent_diffusion import load_base, locate_base, weights_file
+from methods.blocks.latent_diffusion import TRANSFORMERS_MISSING, load_base, locate_base, weights_file
 from methods.blocks.tensor_cache import cached_tensors, file_digest
 
 TEXT_TOKENS = 77
@@ -82,7 +82,10 @@ def token_numbers(base: BaseModel, tokeniser: Path, prompt: str) -> list[int]:
                 f"The tokeniser's files (vocab.json, merges.txt) are not in {tokeniser}, and prompt {prompt!r} needs "
                 f"them. Get them with: hf download {base.hub_ids[0]} --include 'tokenizer/*' --local-dir FOLDER"
             )
-        from transformers import CLIPTokenizer
+        try:
+            from transformers import CLIPTokenizer
+        except ImportError as error:
+            raise MissingError(TRANSFORMERS_MISSING) from error
 
         encoded = CLIPTokenizer.from_pretrained(str(tokeniser), local_files_only=True)(prompt)["input_ids"]
         numbers = list(encoded)[1:-1][: TEXT_TOKENS - 2]

@@ -56,7 +56,7 @@ def test_a_line_for_each_check(capsys: pytest.CaptureFixture[str], orl_root: Pat
         (["method=input", "trainer.accelerator=tpux"], 2, "trainer", "not known"),
         (["method=input", "metrics.names=[idd]"], 2, "metrics", "Did you mean 'id'"),
         (["method=input", "metrics.sets=[kid]"], 2, "set metrics", "Did you mean 'kid_gt'"),
-        (["method=input", "metrics.sets=kid_gt"], 2, "set metrics", "such as [kid_gt]"),
+        (["method=input", "metrics.sets=kid_gt"], 2, "configuration", "such as [kid_gt]"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -107,15 +108,27 @@ def test_interrupting_workers_ends_clean_and_can_be_resumed(tmp_path: Path, orl_
     for copy in range(400):
         shutil.copy(orl_root / "s1" / f"{copy % 10 + 1}.pgm", folder / f"{copy}.pgm")
     words = [sys.executable, "-m", "bench", "degrade", str(folder), "--workers", "2"]
+    # Tests that run in the background ignore interrupts, and what they start would inherit that.
+    heeding = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
     call = subprocess.Popen(
-        [*words, "-o", str(out)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", heeding, *words, "-o", str(out)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     records = out / "theta.jsonl"
     deadline = time.monotonic() + 60
     while not (records.is_file() and records.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.005)
-    # As a terminal does it: the whole group, workers included.
-    os.killpg(call.pid, signal.SIGINT)
+    # As a terminal does it: the whole group, workers included, and the keys pressed until it ends. Nothing may be left
+    # that holds its output open.
+    while call.poll() is None:
+        os.killpg(call.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            call.wait(0.1)
     _, error = call.communicate(timeout=60)
     assert call.returncode == 130
     assert "stopped" in error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -201,3 +202,12 @@ def assert_same(found: torch.nn.Module, expected: torch.nn.Module) -> None:
     assert found.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in found.state_dict().items())
     assert not found.training
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(MissingError, match="transformers"):
+        build_text_encoder(BASE_MODELS["sd15"])
+    with pytest.raises(MissingError, match="transformers"):
+        token_numbers(BASE_MODELS["sd15"], tmp_path, "a face")
