@@ -197,21 +197,41 @@ def _verify(wanted: WeightsEntry, path: Path) -> None:
     else:
         digest = sha256_file(path)
         _verified[path] = (status.st_size, status.st_mtime_ns, digest)
-    expected = wanted.sha256 or _locks().get(wanted.file)
     if wanted.sha256_start and not digest.startswith(wanted.sha256_start):
         raise UsageError(
             f"Weights {wanted.name!r} have another content than expected: {path} has sha256 {digest}, "
             f"its publisher says {wanted.sha256_start}{'...' if len(wanted.sha256_start) < 64 else ''}. "
             "Remove or replace the file."
         )
-    if expected is None:
-        write_json(weights_folder() / "locks.json", {**_locks(), wanted.file: digest})
-        print(f"weights {wanted.name}: unverified, locked to sha256 {digest}", file=sys.stderr)  # noqa: T201
-    elif digest != expected:
-        origin = "the catalogue" if wanted.sha256 else f"{weights_folder() / 'locks.json'}, written on first use,"
+    if not wanted.sha256:
+        check_locked(wanted.file, path, digest)
+    elif digest != wanted.sha256:
         raise UsageError(
             f"Weights {wanted.name!r} have another content than expected: {path} has sha256 {digest}, "
-            f"{origin} says {expected}. Remove or replace the file."
+            f"the catalogue says {wanted.sha256}. Remove or replace the file."
+        )
+
+
+def check_locked(name: str, path: Path, digest: str) -> None:
+    """Compares a file whose publisher states no hash with its own content on first use, which is written down then.
+
+    Args:
+        name: Name of the file in the weights folder, with forward slashes.
+        path: The file.
+        digest: Its SHA-256.
+
+    Raises:
+        UsageError: The content changed.
+    """
+    locks_file = weights_folder() / "locks.json"
+    locks = _locks()
+    if name not in locks:
+        write_json(locks_file, {**locks, name: digest})
+        print(f"weights {name}: unverified, locked to sha256 {digest}", file=sys.stderr)  # noqa: T201
+    elif locks[name] != digest:
+        raise UsageError(
+            f"Weights {name!r} have another content than expected: {path} has sha256 {digest}, {locks_file}, "
+            f"written on first use, says {locks[name]}. Remove or replace the file, or remove its line there."
         )
 
 

@@ -6,7 +6,6 @@ Nothing is downloaded here; what is absent is named together with the command th
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,8 +14,7 @@ import torch
 from torch import nn
 
 from bench.errors import MissingError, UsageError
-from bench.files import write_json
-from bench.weights.catalogue import weights_folder
+from bench.weights.catalogue import check_locked, weights_folder
 from methods.blocks.base_models import BaseModel
 from methods.blocks.checkpoints.accounting import SHOWN_KEYS, Part, convert, read_checkpoint
 from methods.blocks.checkpoints.stable_diffusion import (
@@ -228,18 +226,7 @@ def _check_locked(file: Path) -> None:
     """Locks a file of the weights folder to its hash on first use; a file a user names is the user's own choice."""
     if not file.is_relative_to(weights_folder()):
         return
-    name = file.relative_to(weights_folder()).as_posix()
-    locks_file = weights_folder() / "locks.json"
-    locks: dict[str, str] = json.loads(locks_file.read_text(encoding="utf-8")) if locks_file.is_file() else {}
-    digest = file_digest(file)
-    if name not in locks:
-        write_json(locks_file, {**locks, name: digest})
-        print(f"weights {name}: unverified, locked to sha256 {digest}", file=sys.stderr)  # noqa: T201
-    elif locks[name] != digest:
-        raise UsageError(
-            f"Weights {name!r} have another content than on first use: {file} has sha256 {digest}, {locks_file} says "
-            f"{locks[name]}. Remove or replace the file, or remove its line from {locks_file}."
-        )
+    check_locked(file.relative_to(weights_folder()).as_posix(), file, file_digest(file))
 
 
 def _hub_snapshot(hub_id: str) -> Path | None:
