@@ -16,6 +16,7 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from bench.errors import UsageError
 from bench.files import sha256_bytes, sha256_file
 from bench.paths import bench_home
 from bench.seeds import derive_seed
@@ -24,6 +25,10 @@ from methods.blocks.tensor_cache import cached_tensors
 if TYPE_CHECKING:
     from bench.batch import FaceBatch
     from bench.data.training import TrainingPairs
+    from bench.protocol.protocol import ProtocolPhoto
+
+# The samples are drawn with this seed, whatever the training's own.
+SEED = 0
 
 # What a method makes of a batch: tensors by name, each with one row per sample.
 Encode = Callable[["FaceBatch"], Mapping[str, Tensor]]
@@ -58,24 +63,32 @@ class LatentBatch:
 class LatentSamples(IterableDataset[LatentBatch]):
     """An endless stream of cached samples; batch n of rank r is always the same.
 
-    The samples are those of seed 0 whatever the training's seed, which decides their order and all later draws: so
-    trainings that differ in seed share one cache.
+    The samples are those of `SEED`; the training's seed decides their order and all later draws: so trainings that
+    differ in seed share one cache. Memory and disk hold every sample (float16), on every process.
 
     Args:
         pairs: The stream of pictures that the samples are drawn from; sample k of the cache is its sample k.
         encode: Makes the tensors of a batch.
         identity: All that decides what `encode` makes (hashes of networks, settings); JSON values only.
-        count: Number of samples.
+        count: Number of samples, at least 1.
+
+    Raises:
+        UsageError: Less than one sample.
     """
 
     def __init__(self, pairs: TrainingPairs, encode: Encode, identity: Mapping[str, Any], count: int) -> None:
+        if count < 1:
+            raise UsageError(f"{count} cached samples are too few. Give 1 or more, or 0 to train on fresh pictures.")
         self.settings, self.count = pairs.settings, count
         self.rank, self.world_size, self.first_batch = pairs.rank, pairs.world_size, pairs.first_batch
+        # Batches decide about samples only where they share a degradation or are mixed.
+        batched = pairs.settings.pool or pairs.settings.shared_degradation
+        batch_size = pairs.settings.batch_size if batched else None
         content = {
-            "samples": {**asdict(pairs.settings), "batch_size": None, "seed": 0},
+            "samples": {**asdict(pairs.settings), "batch_size": batch_size, "seed": SEED},
             "data": {key: value for key, value in asdict(pairs.data).items() if key not in ("root", "name")},
             "size": pairs.size,
-            "photos": [[own.photo.path, sha256_file(pairs.root / own.photo.path)] for own in pairs.photos],
+            "photos": [[*_crop(own.photo), sha256_file(pairs.root / own.photo.path)] for own in pairs.photos],
             "identity": dict(identity),
             "count": count,
         }
@@ -89,8 +102,9 @@ class LatentSamples(IterableDataset[LatentBatch]):
     def _draw(self, pairs: TrainingPairs, encode: Encode) -> dict[str, Tensor]:
         parts: dict[str, list[Tensor]] = {}
         size = pairs.settings.batch_size
-        before = pairs.settings, pairs.rank, pairs.world_size
-        pairs.settings, pairs.rank, pairs.world_size = replace(pairs.settings, seed=0), 0, 1
+        before = pairs.settings, pairs.pool, pairs.rank, pairs.world_size
+        pairs.settings, pairs.pool = replace(pairs.settings, seed=SEED), replace(pairs.pool, seed=SEED)
+        pairs.rank, pairs.world_size = 0, 1
         try:
             for step in range(-(-self.count // size)):
                 if step % 32 == 0:
@@ -99,7 +113,7 @@ class LatentSamples(IterableDataset[LatentBatch]):
                     for name, tensor in encode(pairs.batch(step)).items():
                         parts.setdefault(name, []).append(tensor.half().cpu())
         finally:
-            pairs.settings, pairs.rank, pairs.world_size = before
+            pairs.settings, pairs.pool, pairs.rank, pairs.world_size = before
         return {name: torch.cat(rows)[: self.count] for name, rows in parts.items()}
 
     def batch(self, step: int) -> LatentBatch:
@@ -129,3 +143,8 @@ class LatentSamples(IterableDataset[LatentBatch]):
         while True:
             yield self.batch(step)
             step += stride
+
+
+def _crop(photo: ProtocolPhoto) -> list[Any]:
+    """What cuts a crop out of its file, and where the face's points are in it."""
+    return [photo.path, photo.matrix.tolist(), None if photo.points is None else photo.points.tolist()]
