@@ -44,7 +44,8 @@ Place = Literal["residual", "output", "attention"]
 Conditions = Mapping[str, Any]
 Maps = Mapping[tuple[int, int], Tensor]
 
-COMPILED_REGIONS: tuple[type[nn.Module], ...] = (ResnetBlock2D, BasicTransformerBlock)
+# An Attention by itself, as in the LQ encoder, is a region of its own; in a transformer block it is part of that one.
+COMPILED_REGIONS: tuple[type[nn.Module], ...] = (ResnetBlock2D, BasicTransformerBlock, Attention)
 MAX_VARIANTS_OF_A_REGION = 64
 
 
@@ -275,18 +276,12 @@ class AdaptedUNet(nn.Module):
         Args:
             **options: Arguments of `torch.compile`; shapes are static unless `dynamic` says otherwise.
         """
-        options = {"dynamic": False, **options}
-        if "recompile_limit" in inspect.signature(torch.compile).parameters:
-            options.setdefault("recompile_limit", MAX_VARIANTS_OF_A_REGION)
-        for module in self.unet.modules():
-            if isinstance(module, COMPILED_REGIONS):
-                module.compile(**options)
+        compile_regions(self.unet, **options)
 
     def uncompile(self) -> None:
         """Undoes `compile_regions`."""
-        for module in self.unet.modules():
-            if isinstance(module, COMPILED_REGIONS):
-                module._compiled_call_impl = None
+        for module in _regions(self.unet):
+            module._compiled_call_impl = None
 
     def _checkpoint(self, module: Callable[..., Any], *inputs: Any) -> Any:
         conditions = self._holder.current
@@ -296,6 +291,30 @@ class AdaptedUNet(nn.Module):
                 return module(*inputs)
 
         return checkpoint(run, *inputs, use_reentrant=False)
+
+
+def compile_regions(network: nn.Module, **options: Any) -> None:
+    """Compiles every residual block, transformer block and attention that stands alone, in place.
+
+    Regions of one kind and shape share their code, which a network compiled as a whole does not.
+
+    Args:
+        network: Any network made of diffusers' blocks.
+        **options: Arguments of `torch.compile`; shapes are static unless `dynamic` says otherwise.
+    """
+    options = {"dynamic": False, **options}
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        options.setdefault("recompile_limit", MAX_VARIANTS_OF_A_REGION)
+    for module in _regions(network):
+        module.compile(**options)
+
+
+def _regions(module: nn.Module) -> Iterator[nn.Module]:
+    if isinstance(module, COMPILED_REGIONS):
+        yield module
+        return
+    for child in module.children():
+        yield from _regions(child)
 
 
 def map_of_size(maps: Maps, features: Tensor) -> Tensor:

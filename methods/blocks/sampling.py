@@ -270,6 +270,7 @@ class Sampler:
         start_latent: Tensor | None = None,
         step_noise: Tensor | None = None,
         tiling: Tiling | None = None,
+        branches_agree: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         on_step: Callable[[SamplingStep], None] | None = None,
@@ -286,6 +287,8 @@ class Sampler:
             step_noise: (steps, B, C, h, w) that replaces the noise drawn in DDIM with eta, to replay a trajectory.
             tiling: In latent pixels. Predictions of overlapping windows are averaged at every step, then the solver
                 takes one step of the whole latent. A latent no larger than a tile is not tiled.
+            branches_agree: Whether both branches of guidance have the same conditions: their predictions are then
+                the same, guidance changes nothing, and the conditional branch alone is called.
             device: Where latents live; that of a given latent, else the CPU.
             dtype: Type of the latents given to the network. Solvers compute in float32.
             on_step: Told of every step.
@@ -308,7 +311,7 @@ class Sampler:
                 if self.settings.start == "lq" and lq_latent is not None:
                     latent = self.noised(lq_latent.to(device, torch.float32), latent)
             scheduler = self.make_scheduler()
-            network = _TiledNetwork(predict, self.settings.guidance, latent, tiling, dtype)
+            network = _TiledNetwork(predict, 1.0 if branches_agree else self.settings.guidance, latent, tiling, dtype)
             timesteps = torch.tensor(self.call_timesteps, device=latent.device)
             for index, timestep in enumerate(self.solver_timesteps):
                 prediction = network(latent, timesteps[index], index)

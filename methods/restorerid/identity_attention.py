@@ -10,7 +10,7 @@ LoRA goes through peft; here lambda is one number per picture of a call.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 Start = Literal["zero", "text"]
+
+
+class KeysAndValues(NamedTuple):
+    """What an attention layer makes of tokens, each (B, heads, N, head width); None without identity tokens."""
+
+    key: Tensor
+    value: Tensor
+    identity_key: Tensor | None
+    identity_value: Tensor | None
 
 
 class LowRankDelta(nn.Module):
@@ -75,6 +84,7 @@ class IdentityAttention(nn.Module):
             self.identity_value = nn.Linear(identity_width, site.inner_channels, bias=False)
             nn.init.zeros_(self.identity_value.weight)
         self._merged: dict[str, Tensor] = {}
+        self._kept: KeysAndValues | None = None
 
     def forward(
         self,
@@ -93,7 +103,8 @@ class IdentityAttention(nn.Module):
             attention_mask: Mask over the text tokens as diffusers prepares it, or None.
             conditions: `identity_tokens`, (B', N, identity_width): without them, or with None, the text alone
                 is attended to. `identity_scale`: weight lambda of the identity, one number or (B',); 1 if
-                absent. B is B' or a multiple of it.
+                absent. B is B' or a multiple of it. `use_kept`: whether keys and values in cross-attention are those
+                of `keep` rather than made of the tokens.
 
         Returns:
             (B, L, channels).
@@ -101,23 +112,43 @@ class IdentityAttention(nn.Module):
         layers = _layers(attention)
         tokens = hidden_states if context is None else context
         query = _split(attention, self._project("q", layers["q"], hidden_states))
-        key = _split(attention, self._project("k", layers["k"], tokens))
-        value = _split(attention, self._project("v", layers["v"], tokens))
+        if self._kept is not None and conditions.get("use_kept"):
+            key, value, identity_key, identity_value = self._kept
+        else:
+            identity_tokens = conditions.get("identity_tokens") if self.takes_identity else None
+            if identity_tokens is not None:
+                identity_tokens = repeat_to_batch(identity_tokens, hidden_states.shape[0]).to(hidden_states.dtype)
+            key, value, identity_key, identity_value = self._keys_and_values(attention, tokens, identity_tokens)
         if attention_mask is not None:
             attention_mask = attention.prepare_attention_mask(attention_mask, tokens.shape[1], tokens.shape[0])
             attention_mask = attention_mask.view(tokens.shape[0], attention.heads, -1, attention_mask.shape[-1])
         attended = _join(F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask))
-        identity_tokens = conditions.get("identity_tokens") if self.takes_identity else None
-        if identity_tokens is not None:
-            identity_tokens = repeat_to_batch(identity_tokens, hidden_states.shape[0]).to(hidden_states.dtype)
-            key = _split(attention, self.identity_key(identity_tokens))
-            value = _split(attention, self.identity_value(identity_tokens))
+        if identity_key is not None and identity_value is not None:
             scale = _scale(conditions.get("identity_scale"), attended)
-            attended = attended + scale * _join(F.scaled_dot_product_attention(query, key, value))
+            attended = attended + scale * _join(F.scaled_dot_product_attention(query, identity_key, identity_value))
         attended = attention.to_out[1](self._project("out", layers["out"], attended))
         if attention.residual_connection:
             attended = attended + hidden_states
         return cast(Tensor, attended / attention.rescale_output_factor)
+
+    @torch.no_grad()
+    def keep(self, attention: Attention, text: Tensor, identity_tokens: Tensor | None) -> None:
+        """Makes keys and values of tokens that do not change from call to call, for calls that `use_kept`.
+
+        Nothing happens in self-attention. To be called again after weights or tokens have changed; `train()` drops
+        them.
+
+        Args:
+            attention: The layer it serves.
+            text: (B, T, context width).
+            identity_tokens: (B, N, identity_width), or None.
+        """
+        if self.takes_identity:
+            self._kept = self._keys_and_values(attention, text, identity_tokens)
+
+    def drop_kept(self) -> None:
+        """Undoes `keep`."""
+        self._kept = None
 
     @torch.no_grad()
     def merge_lora(self, attention: Attention) -> None:
@@ -129,9 +160,10 @@ class IdentityAttention(nn.Module):
         Args:
             attention: The layer it serves.
         """
-        for name, layer in _layers(attention).items() if self.lora else ():
-            delta = cast(LowRankDelta, self.lora[name])
-            self._merged[name] = layer.weight + (delta.up.weight @ delta.down.weight).to(layer.weight)
+        with torch.autocast(attention.to_q.weight.device.type, enabled=False):
+            for name, layer in _layers(attention).items() if self.lora else ():
+                delta = cast(LowRankDelta, self.lora[name])
+                self._merged[name] = layer.weight + (delta.up.weight @ delta.down.weight).to(layer.weight)
 
     def unmerge_lora(self) -> None:
         """Undoes `merge_lora`."""
@@ -141,7 +173,17 @@ class IdentityAttention(nn.Module):
         """Sets the mode; training never uses merged weights."""
         if mode:
             self.unmerge_lora()
+            self.drop_kept()
         return super().train(mode)
+
+    def _keys_and_values(self, attention: Attention, tokens: Tensor, identity_tokens: Tensor | None) -> KeysAndValues:
+        layers = _layers(attention)
+        key = _split(attention, self._project("k", layers["k"], tokens))
+        value = _split(attention, self._project("v", layers["v"], tokens))
+        if identity_tokens is None:
+            return KeysAndValues(key, value, None, None)
+        identity_key = _split(attention, self.identity_key(identity_tokens))
+        return KeysAndValues(key, value, identity_key, _split(attention, self.identity_value(identity_tokens)))
 
     def _project(self, name: str, layer: nn.Linear, x: Tensor) -> Tensor:
         if name in self._merged:

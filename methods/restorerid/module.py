@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -21,7 +23,7 @@ from methods.blocks.latent_space import LatentSpace, latent_space
 from methods.blocks.sampling import Branch, ModelCall, Sampler, sampling_preset
 from methods.blocks.text_conditioning import text_tokens
 from methods.restorerid.adaptive_scale import adaptive_id_scale
-from methods.restorerid.face_encoders import build_face_encoder, encoder_digest
+from methods.restorerid.face_encoders import build_face_encoder
 from methods.restorerid.identity_tokens import FaceFeatures
 from methods.restorerid.network import STAGES, RestorerIDNetwork
 from methods.restorerid.quality import QualityEstimator, build_quality
@@ -32,8 +34,35 @@ if TYPE_CHECKING:
 
     from bench.data.training import TrainingPairs
     from methods.restorerid.identity_tokens import FaceEncoder
+    from methods.restorerid.timing import PlainPipeline
 
 REFERENCE_CHOICES = ("first", "none")
+INFERENCE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class SamplingConditions:
+    """What every step of a sampling reads.
+
+    Attributes:
+        text: Text tokens of both branches, each (B, T, width).
+        identity: Identity tokens of both branches, each (B, N, width); None without ID model.
+        scale: Weight of the identity, (B,).
+        branches_agree: Whether both branches are given the same, so that guidance changes nothing.
+    """
+
+    text: dict[Branch, Tensor]
+    identity: dict[Branch, Tensor] | None
+    scale: Tensor | None
+    branches_agree: bool
+
+    def to(self, dtype: torch.dtype) -> SamplingConditions:
+        """The same in another type."""
+        identity = self.identity and {branch: tokens.to(dtype) for branch, tokens in self.identity.items()}
+        text = {branch: tokens.to(dtype) for branch, tokens in self.text.items()}
+        return SamplingConditions(
+            text, identity, None if self.scale is None else self.scale.to(dtype), self.branches_agree
+        )
 
 
 class RestorerID(RestorationMethod):
@@ -66,48 +95,55 @@ class RestorerID(RestorationMethod):
         torch.manual_seed(derive_seed(settings.get("seed", 0), "initial weights") % 2**32)
         self.network = RestorerIDNetwork(self.base, settings["network"], settings["use_identity"], settings["use_fir"])
         options = {key: value for key, value in settings["sampling"].items() if value is not None}
-        self.sampler = Sampler(sampling_preset(options.pop("preset"), **options))
+        self.preset = options.pop("preset")
+        self.sampler = Sampler(sampling_preset(self.preset, **options))
+        self.inference_type = settings.get("inference_dtype") or "auto"
+        if self.inference_type not in ("auto", *INFERENCE_TYPES):
+            raise unknown_name("value of method.inference_dtype", self.inference_type, ("auto", *INFERENCE_TYPES))
         self.batches_done = 0
         self.averaged: nn.Module | None = None
         # Frozen networks, loaded on first use and kept out of the module so that they are never saved with it.
-        self._frozen: dict[str, Any] = {}
+        self.frozen: dict[str, Any] = {}
+        self.find_references = choose_references
 
     # What is frozen ----------------------------------------------------------------------------
 
     @property
     def space(self) -> LatentSpace:
         """The autoencoder."""
-        if "space" not in self._frozen:
-            self._frozen["space"] = latent_space(self.base, self.settings["autoencoder"])
-        space: Any = self._frozen["space"].to(self.device)
+        if "space" not in self.frozen:
+            self.frozen["space"] = latent_space(self.base, self.settings["autoencoder"])
+        space: Any = self.frozen["space"].to(self.device)
         return cast(LatentSpace, space)
 
     @property
     def face_encoder(self) -> FaceEncoder:
         """What reads the reference's face."""
-        if "face_encoder" not in self._frozen:
-            self._frozen["face_encoder"] = build_face_encoder(self.settings["face_encoder"])
-        return cast("FaceEncoder", self._frozen["face_encoder"])
+        if "face_encoder" not in self.frozen:
+            self.frozen["face_encoder"] = build_face_encoder(self.settings["face_encoder"])
+        return cast("FaceEncoder", self.frozen["face_encoder"])
 
     @property
     def quality(self) -> QualityEstimator:
         """What rates the LQ picture for the adaptive ID-scale."""
-        if "quality" not in self._frozen:
-            self._frozen["quality"] = build_quality(self.settings["quality"])
-        return cast(QualityEstimator, self._frozen["quality"])
+        if "quality" not in self.frozen:
+            self.frozen["quality"] = build_quality(self.settings["quality"])
+        return cast(QualityEstimator, self.frozen["quality"])
 
-    def _text(self, count: int, prompt: str) -> Tensor:
+    def text(self, count: int, prompt: str) -> Tensor:
+        """Text tokens (count, T, width) of a prompt, encoded once."""
         key = f"text {prompt}"
-        if key not in self._frozen:
-            self._frozen[key] = text_tokens(self.base, [prompt], self.settings["autoencoder"])
-        tokens: Tensor = self._frozen[key].to(self.device)
+        if key not in self.frozen:
+            with torch.inference_mode(False), torch.no_grad():
+                self.frozen[key] = text_tokens(self.base, [prompt], self.settings["autoencoder"]).clone()
+        tokens: Tensor = self.frozen[key].to(self.device)
         return tokens.expand(count, -1, -1)
 
     def conditions(self) -> dict[str, str]:
         """Hashes of the frozen networks that decide the pictures."""
         found = {"autoencoder": self.space.digest}
         if self.settings["use_identity"]:
-            found["face_encoder"] = encoder_digest(self.settings["face_encoder"])
+            found["face_encoder"] = self.face_encoder.digest
         if self._adaptive:
             found["quality"] = self.quality.name
         return found
@@ -133,30 +169,83 @@ class RestorerID(RestorationMethod):
 
     def restore(self, batch: FaceBatch) -> Tensor:
         """Restores pictures with one reference each; without one, with the tokens of no identity."""
-        network = cast(RestorerIDNetwork, self.averaged if self.averaged is not None else self.network)
         lq_latent = self.space.encode(batch.lq * 2 - 1)
-        text: dict[Branch, Tensor] = {
-            "conditional": self._text(len(batch), self.settings["prompts"]["positive"]),
-            "unconditional": self._text(len(batch), self.settings["prompts"]["negative"]),
-        }
-        tokens, scale = self._identity(network, batch)
-
-        def predict(latent: Tensor, timestep: Tensor, call: ModelCall) -> Tensor:
-            shared = torch.cat([window.crop(lq_latent) for window in call.windows])
-            maps = network.lq_maps(shared, timestep[: len(shared)])
-            return network(
-                latent,
-                timestep,
-                call.by_branch(text),
-                maps,
-                None if tokens is None else call.by_branch(tokens),
-                None if scale is None else scale.repeat(len(call.windows)),
-            )
-
-        seeds = [derive_seed(seed, "diffusion noise") for seed in batch.seeds]
-        latent = self.sampler.sample(predict, seeds, shape=lq_latent.shape[1:], lq_latent=lq_latent, device=self.device)
+        conditions = self.sampling_conditions(batch)
+        latent = self._sampled(self.network_for_inference(), lq_latent, conditions, batch.seeds)
         restored = self.space.decode(latent).add(1).div(2).clamp(0, 1)
         return colour_fix(restored, batch.lq, self.settings["colour_fix"])
+
+    def sampling_conditions(self, batch: FaceBatch) -> SamplingConditions:
+        """What a sampling reads beside the LQ latent, none of which changes over its steps."""
+        prompts, source = self.settings["prompts"], self._source
+        text: dict[Branch, Tensor] = {
+            "conditional": self.text(len(batch), prompts["positive"]),
+            "unconditional": self.text(len(batch), prompts["negative"]),
+        }
+        tokens, scale = self._identity(source, batch)
+        same_identity = tokens is None or tokens["conditional"] is tokens["unconditional"]
+        return SamplingConditions(text, tokens, scale, same_identity and prompts["positive"] == prompts["negative"])
+
+    def _sampled(
+        self, network: RestorerIDNetwork, lq_latent: Tensor, conditions: SamplingConditions, seeds: Sequence[int]
+    ) -> Tensor:
+        dtype = next(network.parameters()).dtype
+        given = conditions.to(dtype)
+        structure = lq_latent.to(dtype)
+        layout, text, tokens = None, lq_latent, None
+
+        def predict(latent: Tensor, timestep: Tensor, call: ModelCall) -> Tensor:
+            nonlocal layout, text, tokens
+            if call.layout != layout:
+                layout, text = call.layout, call.by_branch(given.text)
+                tokens = None if given.identity is None else call.by_branch(given.identity)
+                network.keep(text, tokens)
+            shared = torch.cat([window.crop(structure) for window in call.windows])
+            maps = network.lq_maps(shared, timestep[: len(shared)])
+            scale = None if given.scale is None else given.scale.repeat(len(call.windows))
+            return network(latent, timestep, text, maps, tokens, scale, use_kept=True)
+
+        with network.sampling():
+            return self.sampler.sample(
+                predict,
+                [derive_seed(seed, "diffusion noise") for seed in seeds],
+                shape=lq_latent.shape[1:],
+                lq_latent=lq_latent,
+                branches_agree=given.branches_agree,
+                device=self.device,
+                dtype=dtype,
+            )
+
+    @property
+    def _source(self) -> RestorerIDNetwork:
+        return cast(RestorerIDNetwork, self.averaged if self.averaged is not None else self.network)
+
+    def network_for_inference(self) -> RestorerIDNetwork:
+        """The network as restoration runs it: in the type, memory layout and compilation of the settings.
+
+        While it is being trained it is left as it is. In float32 it is the network itself, in bfloat16 a copy that is
+        made again whenever the weights have changed.
+        """
+        source = self._source
+        if self.averaged is not None or any(parameter.requires_grad for parameter in source.parameters()):
+            return source
+        gpu = self.device.type == "cuda"
+        name = self.inference_type
+        if name == "auto":
+            name = "bfloat16" if gpu and self.preset == "fast" else "float32"
+        layout = self.settings.get("channels_last", "auto")
+        in_channels_last = gpu if layout == "auto" else bool(layout)
+        compiled = bool(self.settings.get("compile", False))
+        key = (id(source), self.device, name, in_channels_last, compiled)
+        if self.frozen.get("inference", (None,))[0] != (*key, _writes(source)):
+            with torch.inference_mode(False):
+                network = source if name == "float32" else copy.deepcopy(source).to(INFERENCE_TYPES[name])
+                if in_channels_last:
+                    network.to(memory_format=torch.channels_last)
+                if compiled:
+                    network.compile_regions()
+            self.frozen["inference"] = ((*key, _writes(source)), network)
+        return cast(RestorerIDNetwork, self.frozen["inference"][1])
 
     def _identity(
         self, network: RestorerIDNetwork, batch: FaceBatch
@@ -165,16 +254,26 @@ class RestorerID(RestorationMethod):
         if not self.settings["use_identity"]:
             return None, None
         count = len(batch)
-        nobody = network.identity_tokens(self.face_encoder.unconditional(count, self.device))
+        nobody = network.identity_tokens(self._no_face()).expand(count, -1, -1)
         tokens: dict[Branch, Tensor] = {"conditional": nobody, "unconditional": nobody}
         if self.settings["reference"] != "none" and batch.references.shape[1]:
-            faces = choose_references(
+            faces = self.find_references(
                 batch.references, batch.reference_mask, batch.image_ids, self.settings["on_missing_face"]
             )
             if faces.present.any():
                 found = network.identity_tokens(self.face_encoder.encode(faces.images, faces.points))
                 tokens["conditional"] = torch.where(faces.present[:, None, None], found, nobody)
         return tokens, self.id_scale(batch.lq)
+
+    def _no_face(self) -> FaceFeatures:
+        """What the face encoder reads where there is no identity, for one picture; encoded once."""
+        if "no face" not in self.frozen:
+            # Restoration runs in inference mode, and training could not use a tensor made there.
+            with torch.inference_mode(False), torch.no_grad():
+                found = self.face_encoder.unconditional(1, self.device)
+                self.frozen["no face"] = FaceFeatures(found.identity.clone(), found.image_states.clone())
+        features: FaceFeatures = self.frozen["no face"]
+        return FaceFeatures(features.identity.to(self.device), features.image_states.to(self.device))
 
     def id_scale(self, lq: Tensor) -> Tensor:
         """Weight of the identity for each picture (Eq. 9, or the fixed number of the settings).
@@ -195,6 +294,26 @@ class RestorerID(RestorationMethod):
                 "or a fixed method.id_scale."
             )
         return adaptive_id_scale(self.quality(lq), alpha, beta, self.settings["id_scale_max"])
+
+    # Timing ------------------------------------------------------------------------------------
+
+    def prepare_for_timing(self, random_weights: bool) -> list[str]:
+        """For `bench perf`: replaces what is absent by random networks, and returns what, in words."""
+        from methods.restorerid.timing import prepare_for_timing
+
+        return prepare_for_timing(self, random_weights)
+
+    def plain_pipeline(self) -> PlainPipeline:
+        """The same model in the loop of diffusers' documentation, to time ours against."""
+        from methods.restorerid.timing import PlainPipeline
+
+        return PlainPipeline(self)
+
+    def random_training_batch(self, count: int) -> LatentBatch:
+        """Random latents for timing a training step."""
+        from methods.restorerid.timing import training_batch
+
+        return training_batch(self, count)
 
     # Training ----------------------------------------------------------------------------------
 
@@ -248,7 +367,7 @@ class RestorerID(RestorationMethod):
         count = int(self.settings["training"]["cached_samples"])
         if not count:
             return pairs
-        identity = {"space": self.space.digest, "face_encoder": encoder_digest(self.settings["face_encoder"])}
+        identity = {"space": self.space.digest, "face_encoder": self.face_encoder.digest}
         return LatentSamples(pairs, self.encoded, identity, count)
 
     def encoded(self, batch: FaceBatch) -> dict[str, Tensor]:
@@ -290,7 +409,7 @@ class RestorerID(RestorationMethod):
             tokens = latent.new_zeros(count, self.network.projection.num_tokens, self.base.text_width)
             scale = torch.zeros(count, device=latent.device)
         maps = self.network.lq_maps(lq_latent, timestep)
-        text = self._text(count, "").to(latent)
+        text = self.text(count, "").to(latent)
         predicted = self.network(noisy, timestep, text, maps, tokens, scale)
         loss = F.mse_loss(predicted.float(), noise.float())
         if not torch.isfinite(loss):
@@ -303,7 +422,7 @@ class RestorerID(RestorationMethod):
 
     def _training_tokens(self, tensors: dict[str, Tensor], without: Tensor) -> Tensor:
         tokens = self.network.identity_tokens(FaceFeatures(tensors["identity"], tensors["image_states"]))
-        nobody = self.network.identity_tokens(self.face_encoder.unconditional(1, tokens.device))
+        nobody = self.network.identity_tokens(self._no_face())
         return torch.where(without[:, None, None], nobody, tokens)
 
     @torch.no_grad()
@@ -365,6 +484,11 @@ class RestorerID(RestorationMethod):
         if surplus:
             raise UsageError(f"The weights hold tensors of {', '.join(sorted(surplus))} that this network has not.")
         self.network.load_state_dict({name: state[name].float() for name in wanted})
+
+
+def _writes(network: nn.Module) -> int:
+    """Changes whenever a parameter is written in place, as by loading weights."""
+    return sum(0 if parameter.is_inference() else parameter._version for parameter in network.parameters())
 
 
 method_class = RestorerID

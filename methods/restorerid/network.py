@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from bench.errors import UsageError, unknown_name
-from methods.blocks.adapted_unet import AdaptedUNet, Maps
+from methods.blocks.adapted_unet import AdaptedUNet, AdapterSet, Maps, compile_regions
 from methods.blocks.base_models import BaseModel
 from methods.blocks.latent_diffusion import build_unet
 from methods.blocks.lq_encoder import LqEncoder
 from methods.blocks.spatial_feature_transform import sft_adapters
 from methods.restorerid.fir_adapter import fir_adapters
-from methods.restorerid.identity_attention import identity_attention_adapters
+from methods.restorerid.identity_attention import IdentityAttention, identity_attention_adapters
 from methods.restorerid.identity_tokens import FaceFeatures, IdentityProjection
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
 
 # What each stage of training changes. `base` is StableSR's stage, `identity` that of the ID model (taken ready-made
 # in the paper), `fir` the paper's second stage, `single` all at once (Table 4).
@@ -85,6 +89,7 @@ class RestorerIDNetwork(nn.Module):
         lq_maps: Maps,
         identity_tokens: Tensor | None = None,
         identity_scale: Tensor | None = None,
+        use_kept: bool = False,
     ) -> Tensor:
         """Predicts the noise.
 
@@ -95,6 +100,7 @@ class RestorerIDNetwork(nn.Module):
             lq_maps: See `lq_maps`; for B pictures, or for the pictures of one branch of a guided call.
             identity_tokens: (B, N, width); None without ID model.
             identity_scale: Weight of the identity, (B,) or that of one branch.
+            use_kept: Whether cross-attention reads the keys and values of `keep`, made of the same tokens.
 
         Returns:
             (B, C, h, w).
@@ -103,9 +109,48 @@ class RestorerIDNetwork(nn.Module):
             return self.adapted(latent, timestep, text, lq_maps=lq_maps)
         if identity_scale is None:
             identity_scale = torch.ones(len(latent), device=latent.device)
-        return self.adapted(
-            latent, timestep, text, lq_maps=lq_maps, identity_tokens=identity_tokens, identity_scale=identity_scale
-        )
+        conditions: dict[str, Any] = {"identity_tokens": identity_tokens, "identity_scale": identity_scale}
+        if use_kept:
+            conditions["use_kept"] = True
+        return self.adapted(latent, timestep, text, lq_maps=lq_maps, **conditions)
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """For the calls of one sampling: LoRA merged into the projections, and room for what `keep` makes.
+
+        Weights may change between samplings, not within one.
+        """
+        with torch.inference_mode():
+            for adapter, attention in self._identity_attention():
+                adapter.merge_lora(attention)
+        try:
+            yield
+        finally:
+            for adapter, _ in self._identity_attention():
+                adapter.unmerge_lora()
+                adapter.drop_kept()
+
+    @torch.inference_mode()
+    def keep(self, text: Tensor, identity_tokens: Tensor | None) -> None:
+        """Makes the keys and values of tokens once for all steps; within `sampling`, see `forward`.
+
+        Args:
+            text: Text tokens of a whole call, (B, T, width).
+            identity_tokens: (B, N, width).
+        """
+        for adapter, attention in self._identity_attention():
+            adapter.keep(attention, text, identity_tokens)
+
+    def compile_regions(self, **options: Any) -> None:
+        """Compiles the blocks of UNet and LQ encoder in place; arguments as `torch.compile`."""
+        self.adapted.compile_regions(**options)
+        compile_regions(self.lq_encoder, **options)
+
+    def _identity_attention(self) -> Iterator[tuple[IdentityAttention, Attention]]:
+        if "identity" not in self.adapted.adapters:
+            return
+        for site, adapter in cast(AdapterSet, self.adapted.adapters["identity"]).items():
+            yield cast(IdentityAttention, adapter), cast("Attention", self.adapted.unet.get_submodule(site))
 
     def part_of(self, parameter: str) -> str:
         """To which part of `STAGES` a parameter belongs, by its name."""
