@@ -12,11 +12,15 @@ EXAMPLES = """examples:
   bench perf degradation=gfpgan
   bench perf degradation=all size=512 images=8 threads=1
   bench perf metrics=offline images=1000 size=512
+  bench perf method=restorerid against=pipeline
+  bench perf method=restorerid against=pipeline size=paper batch_size=4 images=1000 --json
 
 Pictures are random and nothing is scored; absent weights are replaced by random ones, and the output
 says so. Without size=... it measures demo, and paper where there is a GPU. Degradations are timed beside
 the functions of BasicSR and OpenCV that do the same, where BasicSR is installed; metrics beside the loop of
-pyiqa's documentation (loop=100 pictures of it)."""
+pyiqa's documentation (loop=100 pictures of it). against=pipeline times a diffusion method beside the loop of
+diffusers' documentation with the same model, and its fast preset; images=N is the length of the row of pictures
+whose last ones must take no longer than its first (1000 on a GPU, 20 on a CPU; 0 leaves it out)."""
 
 DEFAULT_SECONDS = 20.0
 DEGRADATION_OPTIONS = {"size": 512, "images": 16, "threads": 1}
@@ -25,8 +29,8 @@ DEGRADATION_OPTIONS = {"size": 512, "images": 16, "threads": 1}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.usage = (
-        "bench perf method=NAME|degradation=NAME|metrics=offline [size=NAME|PIXELS] [key=value ...] "
-        "[--seconds S] [--json]"
+        "bench perf method=NAME|degradation=NAME|metrics=offline [size=NAME|PIXELS] [against=pipeline] "
+        "[key=value ...] [--seconds S] [--json]"
     )
     parser.add_argument("--seconds", type=float, help="time for each of the two timings of a method (default: 20)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -43,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         return run_words(arguments.overrides, arguments.json)
     arguments.seconds = DEFAULT_SECONDS if arguments.seconds is None else arguments.seconds
+    if "against" in kinds:
+        return _run_against_pipeline(arguments)
     return _run_method(arguments)
 
 
@@ -94,6 +100,89 @@ def _run_method(arguments: argparse.Namespace) -> int:
         for note in one["notes"]:
             print(f"{one['size'] or result['method']}: {note}")
     return 0
+
+
+def _run_against_pipeline(arguments: argparse.Namespace) -> int:
+    import json
+    import os
+
+    from bench.config import compose
+    from bench.errors import unknown_name
+
+    own = {word.partition("=")[0]: word.partition("=")[2] for word in arguments.overrides}
+    if own["against"] != "pipeline":
+        raise unknown_name("value of against", own["against"], ["pipeline"])
+    images = None if own.get("images") is None else _whole_number("images", own["images"])
+    words = [word for word in arguments.overrides if word.partition("=")[0] not in ("against", "images")]
+    config = compose("run", words)
+    os.environ.setdefault("OMP_NUM_THREADS", str(config["trainer"]["threads"]))
+    from bench.report.terminal import number, print_table
+    from bench.runs.pipeline_benchmark import measure_against_pipeline
+    from bench.runs.quiet import quiet_lightning
+
+    quiet_lightning()
+    result = measure_against_pipeline(config, arguments.seconds, images)
+    result["command"] = " ".join(["bench perf", *arguments.overrides])
+    if arguments.json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return 0
+    print(result["command"])
+    place = result["device"] if result["device"] != "cpu" else result["hardware"]["processor"]
+    columns = [
+        "side", "steps", "dtype", "s/image", "× diffusers", "largest difference", "mean", "peak memory", "rounds",
+    ]  # fmt: skip
+    for one in result["sizes"]:
+        rows = [
+            [
+                side["name"],
+                str(side["steps"]),
+                side["dtype"],
+                number(side["seconds_per_image"]),
+                f"{side['faster_than_diffusers']:.2f}",
+                "" if side["largest_difference_255"] is None else f"{side['largest_difference_255']:.4f}/255",
+                "" if side["mean_difference_255"] is None else f"{side['mean_difference_255']:.4f}/255",
+                "" if side["peak_memory_mb"] is None else f"{side['peak_memory_mb']:.0f} MB",
+                str(side["rounds"]),
+            ]
+            for side in one["sides"]
+        ]
+        label = f"{result['method']}@{one['size']}" if one["size"] else result["method"]
+        title = f"{label}, {one['side']} px, batch {result['batch_size']}; {place}, {_threads(result)}"
+        print_table(columns, rows, f"{title}, torch {result['versions']['torch']}")
+        print(f"diffusers is this loop:\n\n{one['pattern']}\n")
+        for line in _sentences(one):
+            print(line)
+    return 0
+
+
+def _sentences(one: dict[str, Any]) -> list[str]:
+    compiled = "" if one["compiled_ratio"] is None else f"; compiled {one['compiled_ratio']:.2f} times"
+    training, flat = one["training"], one["flat"]
+    lines = [
+        f"ours is {one['ratio']:.2f} times as fast as diffusers{compiled}",
+        f"the fast preset is {one['fast_ratio']:.2f} times as fast as ours",
+        f"peak memory {one['peak_memory_mb']:.0f} MB",
+    ]
+    if flat:
+        lines.append(
+            f"{flat['images']} images: {flat['first']:.3f} s for each of the first {flat['ends']}, "
+            f"{flat['last']:.3f} s for each of the last {flat['ends']} (× {flat['ratio']:.2f})"
+        )
+    utilisation = training["model_flops_utilisation"]
+    lines.append(
+        f"training (stage {training['stage']}, batch {training['batch_size']}, {training['dtype']}): "
+        f"{training['samples_per_second']:.2f} samples/s"
+        + ("" if utilisation is None else f", model FLOPs utilisation {utilisation:.0%}")
+    )
+    return lines + [f"{one['size'] or 'note'}: {note}" for note in one["notes"]]
+
+
+def _whole_number(key: str, value: str) -> int:
+    from bench.errors import UsageError
+
+    if not value.isdecimal():
+        raise UsageError(f"{key} must be a whole number, got {value!r}.")
+    return int(value)
 
 
 def _run_degradation(arguments: argparse.Namespace) -> int:
@@ -171,9 +260,7 @@ def _degradation_options(words: list[str]) -> tuple[str, dict[str, int]]:
     for key, value in given.items():
         if key not in options:
             raise unknown_name("key of bench perf degradation=…", key, ["degradation", *options])
-        if not value.isdecimal():
-            raise UsageError(f"{key} must be a whole number, got {value!r}.")
-        options[key] = int(value)
+        options[key] = _whole_number(key, value)
     return name, options
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def measure(config: dict[str, Any], seconds: float = 20.0) -> dict[str, Any]:
         raise unknown_name("precision for bench perf", precision, ["32-true", *AUTOCAST])
     gpu = torch.cuda.is_available() and options["accelerator"] in ("auto", "gpu", "cuda")
     device = torch.device("cuda" if gpu else "cpu")
-    records = [measure_size(config, size, device, precision, seconds) for size in _sizes(config, gpu)]
+    records = [measure_size(config, size, device, precision, seconds) for size in sizes_to_measure(config, gpu)]
     return {
         "method": config["method"]["name"],
         "device": torch.cuda.get_device_name(device) if gpu else "cpu",
@@ -59,7 +60,12 @@ def measure(config: dict[str, Any], seconds: float = 20.0) -> dict[str, Any]:
     }
 
 
-def _sizes(config: dict[str, Any], gpu: bool) -> list[str | None]:
+def sizes_to_measure(config: dict[str, Any], gpu: bool) -> list[str | None]:
+    """The sizes that a configuration asks for; with `auto` the demo, and on a GPU the paper's too.
+
+    Raises:
+        UsageError: The method has no such size.
+    """
     sizes = config["method"].get("sizes") or {}
     wanted = config["size"]
     if not sizes:
@@ -90,17 +96,17 @@ def measure_size(
         and `notes`.
     """
     notes: list[str] = []
-    before = _resident_peak_mb()
+    before = resident_peak_mb()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    method = _build(config, size, device, notes)
+    method = build(config, size, device, notes)
     side = method.native_size or int(config["data"]["size"])
     autocast = AUTOCAST.get(precision)
     with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
         latencies = _latencies(method, random_batch(method, 1, side, device), seconds)
         by_batch_size = _throughput(method, side, device, seconds, notes)
     best = max(by_batch_size, key=lambda count: by_batch_size[count])
-    peak = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else _resident_peak_mb()
+    peak = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else resident_peak_mb()
     growth = peak if device.type == "cuda" else peak - before
     return {
         "size": size,
@@ -136,7 +142,22 @@ def random_batch(method: RestorationMethod, count: int, side: int, device: torch
     ).to(device)
 
 
-def _build(config: dict[str, Any], size: str | None, device: torch.device, notes: list[str]) -> RestorationMethod:
+def build(
+    config: dict[str, Any], size: str | None, device: torch.device, notes: list[str], check: bool = True
+) -> RestorationMethod:
+    """A method ready to be timed, with random weights where its own are absent.
+
+    Args:
+        config: The composed `configs/run.yaml`.
+        size: Name of the size; None for a method without sizes.
+        device: Where to run.
+        notes: What is random or replaced is added here.
+        check: Whether to restore a picture first, which loads what is loaded on first use.
+
+    Raises:
+        UsageError: The weights do not fit.
+        MissingError: Something is absent that has no replacement.
+    """
     settings = method_settings(config["method"], size)
     name = settings["name"]
     torch.manual_seed(0)
@@ -152,7 +173,12 @@ def _build(config: dict[str, Any], size: str | None, device: torch.device, notes
                 raise UsageError(
                     f"The weights {path} do not fit {method.label}: {str(error).splitlines()[0]}"
                 ) from error
+    prepare: Any = getattr(method, "prepare_for_timing", None)
+    if prepare is not None:
+        notes += prepare(random_weights=any("random weights" in note for note in notes))
     method.eval().requires_grad_(False).to(device)
+    if not check:
+        return method
     side = method.native_size or int(config["data"]["size"])
     try:
         with torch.inference_mode():
@@ -164,7 +190,7 @@ def _build(config: dict[str, Any], size: str | None, device: torch.device, notes
         substituted = {**config["method"], "identity": "sface"}
         if size is not None:
             substituted["sizes"] = {size: {**config["method"]["sizes"][size], "identity": "sface"}}
-        return _build({**config, "method": substituted}, size, device, notes)
+        return build({**config, "method": substituted}, size, device, notes)
     return method
 
 
@@ -213,14 +239,22 @@ def _throughput(
 
 
 def _flops(method: RestorationMethod, batch: FaceBatch) -> float | None:
+    # Under inference_mode the counter misses what is not decomposed.
+    with torch.no_grad():
+        flops = counted_flops(lambda: method.restore_at_native_size(batch))
+    return None if flops is None else flops / 1e9
+
+
+def counted_flops(work: Callable[[], object]) -> float | None:
+    """Floating-point operations of some work, an addition and a multiplication counted as two; None for none."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Under inference_mode the counter misses what is not decomposed.
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        method.restore_at_native_size(batch)
-    return counter.get_total_flops() / 1e9 or None
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops()) or None
 
 
-def _resident_peak_mb() -> float:
+def resident_peak_mb() -> float:
+    """Largest memory this process has held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
