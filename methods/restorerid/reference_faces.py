@@ -5,7 +5,7 @@ The released code takes the detector's first face and fails without a word where
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,11 +19,22 @@ from bench.faces.detector import detect_faces
 OnMissingFace = Literal["error", "skip", "blind"]
 CHOICES = ("error", "skip", "blind")
 
-logger = logging.getLogger(__name__)
+SKIP = " method.on_missing_face=skip (the picture's next reference is taken) or"
+BLIND = " method.on_missing_face=blind (a picture without any is restored without identity)"
+
+_said: set[str] = set()
 
 
 class MissingFaceError(UsageError):
-    """A reference shows no face."""
+    """References show no face.
+
+    Attributes:
+        references: Their positions among the references of their picture, from 0.
+    """
+
+    def __init__(self, message: str, references: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.references = tuple(references)
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ def locate_face(image: Tensor, name: str) -> Tensor | None:
     pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     faces = detect_faces(pixels)
     if len(faces) > 1:
-        logger.warning("%s shows %d faces: the largest is taken for the identity.", name, len(faces))
+        _say(f"{name} shows {len(faces)} faces: the largest is taken for the identity.")
     return torch.from_numpy(faces[0].points).float() if faces else None
 
 
@@ -87,19 +98,31 @@ def choose_references(
     for row in range(count):
         given = [int(position) for position in mask[row].nonzero()[:, 0]]
         for position in given:
-            found = locate_face(references[row, position], f"Reference {position + 1} of {names[row]}")
+            name = f"Reference {position + 1} of {names[row]}"
+            found = locate_face(references[row, position], name)
             if found is not None:
                 images[row], points[row], present[row] = references[row, position], found.to(points), True
                 break
             if on_missing_face == "error":
-                raise MissingFaceError(_message(f"Reference {position + 1} of {names[row]} shows", "skip or blind"))
-        if given and not present[row] and on_missing_face == "skip":
-            raise MissingFaceError(_message(f"None of the {len(given)} references of {names[row]} shows", "blind"))
+                raise MissingFaceError(_message(f"{name} shows no face", SKIP + BLIND), [position])
+            _say(f"{name} shows no face that the detector finds: it is passed over.")
+        if given and not present[row]:
+            nothing = f"None of the {len(given)} references of {names[row]} shows a face"
+            if on_missing_face == "skip":
+                raise MissingFaceError(_message(nothing, BLIND), given)
+            _say(f"{nothing}: it is restored without identity.")
     return ReferenceFaces(images, points, present)
 
 
-def _message(what: str, other: str) -> str:
+def _message(what: str, choices: str) -> str:
     return (
-        f"{what} no face that the detector finds, so there is no identity to restore with. "
-        f"Give a picture with one clear face, or set method.on_missing_face={other}."
+        f"{what} that the detector finds, so there is no identity to restore with. Give a picture with one clear "
+        f"face, or set{choices}."
     )
+
+
+def _say(line: str) -> None:
+    """Says something once, however often a batch is tried."""
+    if line not in _said:
+        _said.add(line)
+        print(f"bench: {line}", file=sys.stderr)  # noqa: T201

@@ -198,7 +198,8 @@ def restore(
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Tensors of a released file: safetensors, or a torch file read with `weights_only`.
 
-    The state of a training checkpoint (`state_dict`, `params_ema`, `params`) is taken out of it.
+    The state of a training checkpoint (`state_dict`, `params_ema`, `params`) is taken out of it. Tensors are mapped
+    from the file where its format allows, so that memory is needed only for those that are read.
 
     Raises:
         MissingError: There is no such file.
@@ -215,7 +216,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise UsageError(f"{path} is not a readable safetensors file: {error}.") from error
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = _load_torch_file(path)
     except Exception as error:
         raise UsageError(
             f"{path} cannot be read without running the code inside it ({type(error).__name__}: {error}). "
@@ -229,6 +230,30 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise UsageError(f"{path} holds no tensors by name. Give a checkpoint of a network.")
     return cast(dict[str, Tensor], tensors)
+
+
+class _Inert:
+    """Stands in for a class that a training checkpoint names (a callback, a configuration): nothing of it runs."""
+
+    def __new__(cls, *_: object) -> _Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _load_torch_file(path: Path) -> Any:
+    """Content of a torch file, read with `weights_only`; foreign classes in it become `_Inert`."""
+    with path.open("rb") as stream:
+        if stream.read(2) != b"PK":  # the format before torch 1.6, which cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True)
+    foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    inert: list[Any] = [(type("Inert", (_Inert,), {}), name) for name in foreign]
+    with torch.serialization.safe_globals(inert):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _mismatch(
