@@ -160,7 +160,7 @@ class IdentityAttention(nn.Module):
         Args:
             attention: The layer it serves.
         """
-        with torch.autocast(attention.to_q.weight.device.type, enabled=False):
+        with torch.autocast("cuda" if attention.to_q.weight.is_cuda else "cpu", enabled=False):
             for name, layer in _layers(attention).items() if self.lora else ():
                 delta = cast(LowRankDelta, self.lora[name])
                 self._merged[name] = layer.weight + (delta.up.weight @ delta.down.weight).to(layer.weight)

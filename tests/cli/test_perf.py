@@ -108,3 +108,57 @@ def test_the_random_batch_holds_what_the_method_reads() -> None:
     assert batch.references.shape[1] == (1 if method.spec.references == "one" else 2)
     assert batch.gt is None and batch.landmarks is None and batch.degradation is None
     assert bool(batch.reference_mask.all())
+
+
+TINY = [
+    "method=restorerid",
+    "size=demo",
+    "against=pipeline",
+    "trainer.accelerator=cpu",
+    "method.sizes.demo.sampling.steps=1",
+    "method.sizes.demo.network.lq_encoder.channels=8",
+    "method.sizes.demo.network.lq_encoder.map_channels=8",
+    "method.sizes.demo.network.sft.hidden=8",
+    "method.sizes.demo.network.fir.hidden=8",
+    "method.sizes.demo.training.batch_size=2",
+    "method.weights=null",
+]
+
+
+def test_a_diffusion_method_beside_the_loop_of_diffusers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.runs.performance.weights_path", lambda *_: None)
+    result = _perf(capsys, *TINY, "images=4")
+    (one,) = result["sizes"]  # type: ignore[misc]
+    sides = {side["name"]: side for side in one["sides"]}
+    assert list(sides) == ["diffusers", "ours", "fast preset"]
+    assert sides["ours"]["largest_difference_255"] < 2
+    assert sides["fast preset"]["largest_difference_255"] is None
+    assert all(side["seconds_per_image"] > 0 and side["rounds"] >= 3 for side in sides.values())
+    assert (one["flat"]["images"], one["flat"]["ends"]) == (4, 2)
+    assert one["training"]["samples_per_second"] > 0
+    assert one["training"]["gflops"] > 0.1
+    assert one["training"]["model_flops_utilisation"] is None
+    assert any("random weights" in note for note in one["notes"])
+    assert "scheduler.step(" in one["pattern"]
+    assert result["command"].startswith("bench perf method=restorerid")  # type: ignore[attr-defined]
+    assert main(["perf", *TINY, "images=0", "--seconds", "0.1"]) == 0
+    text = capsys.readouterr().out
+    for word in ("bench perf", "× diffusers", "/255", "scheduler.set_timesteps", "fast preset", "samples/s", "batch 1"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method=refine", "against=pipeline", "size=demo"], "no counterpart"),
+        (["method=restorerid", "against=pipelin"], "Did you mean 'pipeline'"),
+        (["method=restorerid", "against=pipeline", "images=ten"], "whole number"),
+    ],
+)
+def test_mistakes_in_the_comparison_are_explained(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["perf", *words]) == 2
+    assert message in capsys.readouterr().err
