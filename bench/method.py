@@ -72,6 +72,20 @@ class RestorationMethod(LightningModule):
         """Name of the row in tables, such as `refine@demo`."""
         return f"{self.spec.name}@{self.size}" if self.size else self.spec.name
 
+    @classmethod
+    def absent(cls, settings: dict[str, Any]) -> dict[str, str]:
+        """What the method needs beside its weights file, with these settings, and does not find here.
+
+        Asked before a run starts, by `bench check`, and by `size=auto`, which takes no size that lacks something.
+
+        Args:
+            settings: Settings of one size.
+
+        Returns:
+            Name of each absent thing -> where it was looked for, what brings it, and its licence.
+        """
+        return {}
+
     def prepare_training(self) -> None:
         """Builds what only training needs, before optimisers are made or a checkpoint is read."""
 

@@ -14,7 +14,8 @@ EXAMPLES = """examples:
   bench check method=refine data=orl_heavy
   bench check method=refine data=celebref_heavy data.root=FOLDER --json
 
-One line for each check. The exit code is that of the first error: 2 wrong configuration, 3 something missing."""
+One line for each check, and for each thing that the method needs and lacks. The exit code is that of the first
+error: 2 wrong configuration, 3 something missing."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     for outcome in _checks(arguments.overrides):
         outcomes.append(outcome)
         if not arguments.json:
-            print(f"{outcome.state:<8} {outcome.name:<14} {outcome.message}", flush=True)
+            lines = outcome.message.replace("\n", "\n" + " " * 24)
+            print(f"{outcome.state:<8} {outcome.name:<14} {lines}", flush=True)
     code = next((outcome.exit_code for outcome in outcomes if outcome.state == "error"), 0)
     if arguments.json:
         import json

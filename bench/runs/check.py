@@ -72,6 +72,7 @@ def check_run(words: list[str]) -> Iterator[Check]:
         yield (outcome := _attempt(name, lambda work=work: work(config, found)))  # type: ignore[misc]
         if outcome.state == "error":
             break
+    yield from _needs(config)
     yield _attempt("method", lambda: _method(config, found))
     yield _attempt("metrics", lambda: _metrics(config))
     yield _attempt("run folder", lambda: _run_folder(config, found))
@@ -148,6 +149,30 @@ def _protocol(config: dict[str, Any], found: dict[str, Any]) -> str:
     frozen = committed.is_file() and json.loads(committed.read_text("utf-8"))["id"] == protocol.id
     kind = "the committed one" if frozen else "frozen on this machine; no committed board holds it"
     return f"{protocol.name} [{protocol.id}], {len(protocol.images)} pictures to restore, {kind}"
+
+
+def _needs(config: dict[str, Any]) -> list[Check]:
+    """An error for each thing that the method lacks: released weights of its network, and what stands beside them."""
+    from bench.config import method_settings
+    from bench.registry import load_method
+    from bench.runs.plan import choose_size
+    from bench.weights import catalogue
+
+    name, size = config["method"]["name"], config["size"]
+    lacking: dict[str, str] = {}
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            try:
+                size, _ = choose_size(config)
+            except MissingError:
+                size = "demo" if size == "auto" else size
+                entry = catalogue.entry_of_file(f"{name}_{size}.safetensors")
+                if entry and not config["method"].get("weights") and (why := catalogue.missing(entry.name)):
+                    lacking[entry.name] = why
+            lacking |= load_method(name).absent(method_settings(config["method"], size))
+    except BenchError:
+        return []  # the check of the method says what is wrong
+    return [Check(what, "error", why, MissingError.exit_code) for what, why in lacking.items()]
 
 
 def _method(config: dict[str, Any], found: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from bench.data.evaluation import Collate, EvaluationPictures, EvaluationSampler
+from bench.errors import MissingError
 from bench.image import UnreadableImageError, read_image, write_png
 from bench.progress import Progress
 from bench.protocol.protocol import ProtocolImage
@@ -27,11 +28,13 @@ class PictureWriter(Callback):
     Args:
         run_dir: The run folder.
         journal: Journal of this process.
+        images: The protocol's pictures.
         count: Pictures of this process.
     """
 
-    def __init__(self, run_dir: Path, journal: Journal, count: int) -> None:
+    def __init__(self, run_dir: Path, journal: Journal, images: Sequence[ProtocolImage], count: int) -> None:
         self.run_dir, self.journal = run_dir, journal
+        self.images = {image.image_id: image for image in images}
         self.progress = Progress("restored", count)
 
     def on_predict_batch_end(
@@ -43,9 +46,17 @@ class PictureWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Writes the pictures of one batch."""
+        """Writes the pictures of one batch.
+
+        Raises:
+            MissingError: Something that every picture needs is absent.
+        """
         for image_id, (result, seconds) in zip(batch.image_ids, outputs, strict=True):
+            if isinstance(result, MissingError):
+                raise result
             reason = _write(restored_path(self.run_dir, image_id), result)
+            if reason is not None:
+                reason += _blamed_files(self.images[image_id], result)
             self.journal.append({"image_id": image_id, "seconds": seconds, "reason": reason})
         if trainer.is_global_zero:
             self.progress.advance(len(batch))
@@ -60,6 +71,13 @@ def _write(path: Path, result: torch.Tensor | Exception) -> str | None:
     pixels = result.mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     write_png(path, np.ascontiguousarray(pixels))
     return None
+
+
+def _blamed_files(image: ProtocolImage, error: Any) -> str:
+    """Files of the references that an exception blames by their positions (its attribute `references`)."""
+    photos = [image.references[position] for position in getattr(error, "references", ())]
+    names = [photo.path for photo in photos[:3]] + (["…"] if len(photos) > 3 else [])
+    return f" (file{'s' if len(photos) > 1 else ''}: {', '.join(names)})" if photos else ""
 
 
 def missing_images(plan: RunPlan) -> list[ProtocolImage]:
@@ -96,7 +114,7 @@ def restore(plan: RunPlan, trainer: Trainer, images: Sequence[ProtocolImage]) ->
         collate_fn=Collate(note_failure),
         num_workers=int(plan.config["trainer"]["num_workers"]),
     )
-    trainer.callbacks.append(PictureWriter(plan.run_dir, journal, len(sampler)))  # type: ignore[attr-defined]
+    trainer.callbacks.append(PictureWriter(plan.run_dir, journal, images, len(sampler)))  # type: ignore[attr-defined]
     trainer.predict(plan.method, loader, return_predictions=False, weights_only=True)
 
 

@@ -72,9 +72,3 @@ def absent_encoder(name: str) -> dict[str, str]:
             'pip install "face-restoration-bench[full]"'
         )
     return lacking
-
-
-def encoder_digest(name: str) -> str:
-    """Names the weights of a face encoder, without loading them."""
-    names = ("sface",) if name == "sface" else (ARCFACE, clip_weights())
-    return ", ".join(f"{weights} {catalogue.short_hash(weights)}" for weights in names)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def small_settings() -> dict[str, Any]:
-    return method_settings(compose("run", ["method=restorerid", *SMALL])["method"], "paper")
+def small_settings(words: Sequence[str] = ()) -> dict[str, Any]:
+    return method_settings(compose("run", ["method=restorerid", *SMALL, *words])["method"], "paper")
 
 
-def small_release(path: Path) -> dict[str, Tensor]:
+def small_release(path: Path, words: Sequence[str] = ()) -> dict[str, Tensor]:
     """A released checkpoint of random numbers, and the file of it; the ID model in half precision, as released."""
-    _, modules = empty_modules(small_settings(), CLIP)
+    _, modules = empty_modules(small_settings(words), CLIP)
     generator = torch.Generator().manual_seed(5)
     for module in modules.modules().values():
         module.to_empty(device="cpu")
