@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
-from bench.errors import MissingError
+from bench.errors import MissingError, UsageError
 from bench.files import sha256_file
 from bench.weights.method_weights import read_weights, weights_path
 from methods.blocks.base_models import BaseModel
@@ -74,20 +76,31 @@ class DemoSpace(nn.Module):
 
     Raises:
         MissingError: Its weights are nowhere.
+        UsageError: The file holds the weights of something else.
     """
 
     def __init__(self, given: str | None = None) -> None:
         super().__init__()
         from methods.autoencoder.module import FACTOR, Autoencoder
 
+        train = "Train it with: bench train method=autoencoder data=orl_heavy"
+        if given and not Path(given).expanduser().is_file():
+            raise MissingError(f"method.autoencoder={given} is not a file. {train}.")
         path = weights_path("autoencoder", "demo", given)
         if path is None:
             raise MissingError(
-                "The small autoencoder of the demo sizes has no weights here. Train it with: bench train "
-                "method=autoencoder data=orl_heavy, then give the file: method.autoencoder=FILE."
+                f"The small autoencoder of the demo sizes has no weights here. {train}, then give the file: "
+                "method.autoencoder=FILE."
             )
         state, metadata = read_weights(path)
-        self.autoencoder = Autoencoder(json.loads(metadata["settings"]))
+        if metadata.get("method", "autoencoder") != "autoencoder" or "settings" not in metadata:
+            raise UsageError(
+                f"{path} holds the weights of {metadata.get('method', 'something else')}, not of the small autoencoder "
+                f"(method.autoencoder). {train}."
+            )
+        # Building it draws initial weights, which must not change what the caller draws.
+        with torch.random.fork_rng(devices=[]):
+            self.autoencoder = Autoencoder(json.loads(metadata["settings"]))
         self.autoencoder.load_weights_state(state)
         self.autoencoder.requires_grad_(False).eval()
         self.channels = int(self.autoencoder.settings["network"]["latent_channels"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.config import compose, method_settings
-from bench.errors import MissingError
+from bench.errors import MissingError, UsageError
 from bench.weights.method_weights import write_weights
 from methods.autoencoder.module import Autoencoder, coloured, random_crops
 from methods.blocks.base_models import base_model
@@ -81,5 +81,19 @@ def test_the_latent_space_reads_weights_and_stays_frozen(tmp_path: Path) -> None
     assert not space.train().training
     assert not any(parameter.requires_grad for parameter in space.parameters())
     assert (space.channels, space.factor, len(space.digest)) == (8, 8, 64)
-    with pytest.raises(MissingError, match="not a file"):
+    with pytest.raises(MissingError, match=r"method\.autoencoder=.*not a file"):
         latent_space(base_model("demo"), str(tmp_path / "absent"))
+    for metadata in ({"method": "refine", "settings": {}}, {}):
+        write_weights(file, method, "float32", metadata)
+        with pytest.raises(UsageError, match="not of the small autoencoder"):
+            latent_space(base_model("demo"), str(file))
+
+
+def test_reading_the_latent_space_draws_nothing(tmp_path: Path) -> None:
+    method = Autoencoder(settings(*SMALL))
+    write_weights(tmp_path / "vae.safetensors", method, "float32", {"settings": method.settings})
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    latent_space(base_model("demo"), str(tmp_path / "vae.safetensors"))
+    assert torch.equal(torch.rand(3), expected)
