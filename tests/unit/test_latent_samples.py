@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.batch import FaceBatch
 from bench.config import compose
 from bench.data.training import TrainingPairs, TrainingSettings
+from bench.errors import UsageError
 from bench.protocol.protocol import DataSettings
 from methods.blocks.latent_samples import LatentSamples
 
@@ -81,3 +82,37 @@ def test_ranks_share_the_stream_and_a_resumed_one_goes_on(home: Path, orl_root: 
     resumed = next(iter(LatentSamples(pairs(orl_root, first_batch=2), Encoder(), {}, COUNT)))
     assert torch.equal(resumed["truth"], whole.batch(2)["truth"])
     assert replace(resumed).to("cpu").seeds == whole.batch(2).seeds
+
+
+def test_every_pass_of_two_processes_holds_every_sample_once(home: Path, orl_root: Path) -> None:
+    ranks = [LatentSamples(pairs(orl_root, rank=r, world_size=2), Encoder(), {}, COUNT) for r in (0, 1)]
+    batches = [ranks[rank].batch(step) for step in range(3) for rank in (0, 1)]
+    rows = [float(value) for batch in batches for value in batch["truth"]]
+    passes = [rows[start : start + COUNT] for start in range(0, len(rows), COUNT)]
+    assert len(passes) == 4
+    assert all(sorted(one) == sorted(ranks[0].tensors["truth"].tolist()) for one in passes)
+    seeds = [seed for batch in batches for seed in batch.seeds]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_mixed_batches_share_a_cache_only_where_they_mix_alike(home: Path, orl_root: Path) -> None:
+    def drawn(seed: int, batch_size: int) -> tuple[Tensor, int]:
+        stream = pairs(orl_root)
+        settings = TrainingSettings(batch_size=batch_size, size=32, seed=seed, pool=4, shared_degradation=True)
+        encode = Encoder()
+        samples = LatentSamples(TrainingPairs(stream.data, settings), encode, {}, COUNT)
+        return samples.tensors["truth"], encode.calls
+
+    first, calls = drawn(seed=5, batch_size=2)
+    assert calls == 3
+    (home / "kept").mkdir()
+    (home / "cache").rename(home / "kept/cache")
+    again, _ = drawn(seed=0, batch_size=2)
+    assert torch.equal(first, again), "the seed of the first training to come decides nothing"
+    assert drawn(seed=9, batch_size=2)[1] == 0
+    assert drawn(seed=5, batch_size=4)[1] > 0
+
+
+def test_too_few_samples_are_refused(home: Path, orl_root: Path) -> None:
+    with pytest.raises(UsageError, match="too few"):
+        LatentSamples(pairs(orl_root), Encoder(), {}, 0)
