@@ -1,82 +1,161 @@
-"""Training: resumes to the bit, counts batches, runs on two processes, and reaches every tensor."""
+"""Training of every method that trains: resumes to the bit, counts batches, runs on two processes."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import bench
+from bench.cli.main import main
+from bench.method import RestorationMethod
+from bench.registry import load_method, method_targets
 from bench.weights.method_weights import read_weights
 
-SMALL = [
-    "method=refine",
-    "data=orl_heavy",
-    "batch_size=2",
-    "method.network.narrow=0.0625",
-    "method.network.style_dim=32",
-    "method.discriminator.narrow=0.0625",
-    "method.losses.adversarial_start=5",
-]
+# Small networks.
+SMALL = {
+    "autoencoder": ["method.network.block_out_channels=[8,8,8,8]", "method.training.whole_from=15"],
+    "refine": [
+        "method.network.narrow=0.0625",
+        "method.network.style_dim=32",
+        "method.discriminator.narrow=0.0625",
+        "method.losses.adversarial_start=5",
+    ],
+    "restorerid": [
+        "method.network.lq_encoder.channels=8",
+        "method.network.lq_encoder.map_channels=8",
+        "method.network.sft.hidden=8",
+        "method.network.fir.hidden=8",
+        "method.network.projection.depth=1",
+        "method.training.stage=single",
+        "method.training.cached_samples=8",
+    ],
+}
+# The decay of the learning rate depends on the length of the training, which differs between parts and whole.
+COMMON = ["data=orl_heavy", "batch_size=2", "trainer.train_threads=1", "method.optimiser.decay_after=1.0", "--json"]
 
-# The learning rate's decay depends on the length of the training, which differs between the two.
-STEADY = ["method.optimiser.decay_after=1.0"]
+TRAINABLE = sorted(
+    name for name in method_targets() if load_method(name).training_step is not RestorationMethod.training_step
+)
+
+# Writes the parameters that a process ends with, then trains as `bench train` does.
+LAUNCHER = """
+import sys
+from pathlib import Path
+import torch
+from bench.cli.main import main
+from bench.method import RestorationMethod
+
+def keep(method):
+    state = {name: value.detach() for name, value in method.named_parameters()}
+    torch.save(state, Path(__file__).parent / f"rank{method.global_rank}.pt")
+
+RestorationMethod.on_train_end = keep
+sys.exit(main(sys.argv[1:]))
+"""
 
 
-def train(folder: Path, *words: str) -> dict:
-    environment = {key: value for key, value in os.environ.items() if key != "BENCH_RUN_DIR"} | {"OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "bench",
-        "train",
-        *SMALL,
-        f"run_dir={folder}",
-        "trainer.train_threads=1",
-        *words,
-        "--json",
+def words(method: str, folder: Path, *more: str) -> list[str]:
+    return ["train", f"method={method}", *COMMON, *SMALL[method], f"run_dir={folder}", *more]
+
+
+@pytest.fixture
+def train(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Trains in this process and returns the result that is printed."""
+
+    def run(method: str, folder: Path, *more: str) -> dict[str, Any]:
+        capsys.readouterr()
+        code = main(words(method, folder, *more))
+        said = capsys.readouterr()
+        assert code == 0, said.err
+        result: dict[str, Any] = json.loads(said.out.strip().splitlines()[-1])
+        return result
+
+    return run
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """Weights, averages and the optimisers' states of two trainings are the same bits."""
+    mine, theirs = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (one, other))
+    assert mine["batches_done"] == theirs["batches_done"]
+    assert mine["state_dict"].keys() == theirs["state_dict"].keys()
+    different = [
+        name for name, value in mine["state_dict"].items() if not torch.equal(value, theirs["state_dict"][name])
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    result: dict = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
+    assert not different, (len(different), different[:3])
+    for own, its in zip(mine["optimizer_states"], theirs["optimizer_states"], strict=True):
+        for key, state in own["state"].items():
+            assert all(torch.equal(state[part], its["state"][key][part]) for part in state), key
+
+
+def test_every_method_that_trains_is_tested() -> None:
+    assert set(TRAINABLE) == set(SMALL)
 
 
 @pytest.mark.slow
-def test_ten_and_ten_more_equal_twenty(tmp_path: Path, orl_root: Path) -> None:
-    whole = train(tmp_path / "whole", "trainer.max_steps=20", *STEADY)
+@pytest.mark.parametrize("method", TRAINABLE)
+def test_a_training_in_parts_ends_with_the_same_bits(method: str, tmp_path: Path, orl_root: Path, train: Any) -> None:
+    whole = train(method, tmp_path / "whole", "trainer.max_steps=20", "checkpoint_every=12")
     assert whole["batches"] == 20
     assert whole["last_loss"] < whole["first_loss"]
-    train(tmp_path / "parts", "trainer.max_steps=10", *STEADY)
-    rest = train(tmp_path / "parts", "trainer.max_steps=20", *STEADY)
-    assert rest["resumed"] is True
-    assert rest["batches"] == 20
-    one = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)
-    other = torch.load(tmp_path / "parts/checkpoints/last.ckpt", weights_only=True)
-    assert one["state_dict"].keys() == other["state_dict"].keys()
-    for name, value in one["state_dict"].items():
-        assert torch.equal(value, other["state_dict"][name]), name
-    for mine, theirs in zip(one["optimizer_states"], other["optimizer_states"], strict=True):
-        for key, state in mine["state"].items():
-            assert all(torch.equal(state[part], theirs["state"][key][part]) for part in state), key
+    train(method, tmp_path / "parts", "trainer.max_steps=10")
+    rest = train(method, tmp_path / "parts", "trainer.max_steps=20")
+    assert (rest["resumed"], rest["batches"]) == (True, 20)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    (one, _), (other, _) = (read_weights(Path(result["weights"])) for result in (whole, rest))
+    assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
+
+    # As a training that was stopped after its checkpoint at batch 12.
+    (kept,) = (tmp_path / "whole/checkpoints").glob("step=*.ckpt")
+    assert torch.load(kept, weights_only=True)["batches_done"] == 12
+    (tmp_path / "stopped/checkpoints").mkdir(parents=True)
+    shutil.copy(kept, tmp_path / "stopped/checkpoints/last.ckpt")
+    rest = train(method, tmp_path / "stopped", "trainer.max_steps=20")
+    assert (rest["resumed"], rest["batches"]) == (True, 20)
+    assert_same_end(tmp_path / "whole", tmp_path / "stopped")
 
 
 @pytest.mark.slow
-def test_two_processes_train_together(tmp_path: Path, orl_root: Path) -> None:
-    words = ["trainer.max_steps=8", "method.losses.r1_every=2", "method.optimiser.decay_after=1.0"]
-    two = train(tmp_path / "two", *words, "trainer=ddp_cpu")
-    assert two["world_size"] == 2
-    assert two["batches"] == 8
-    assert two["last_loss"] < two["first_loss"]
+@pytest.mark.parametrize("method", TRAINABLE)
+def test_two_processes_train_together(method: str, tmp_path: Path, orl_root: Path, train: Any) -> None:
+    launcher = tmp_path / "launch.py"
+    launcher.write_text(LAUNCHER, "utf-8")
+    more = ["trainer.max_steps=4"]
+    more += ["method.losses.r1_every=2", "method.losses.adversarial_start=2"] if method == "refine" else []
+    environment = {key: value for key, value in os.environ.items() if key != "BENCH_RUN_DIR"}
+    # A home of its own: where samples are kept on disk, both processes find none.
+    environment |= {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(bench.__file__).parents[1]),
+        "BENCH_HOME": str(tmp_path / "home"),
+    }
+    command = [sys.executable, str(launcher), *words(method, tmp_path / "two", *more, "trainer=ddp_cpu")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(printed) == 1, "the first process alone says how it ended"
+    two = json.loads(printed[0])
+    assert (two["world_size"], two["batches"]) == (2, 4)
+    assert done.stderr.count("encoding training samples 0/") == (method == "restorerid"), (
+        "one process makes the samples"
+    )
     weights, metadata = read_weights(Path(two["weights"]))
-    assert metadata["batches"] == "8"
+    assert (metadata["batches"], metadata["world_size"]) == ("4", "2")
     assert all(torch.isfinite(value.float()).all() for value in weights.values())
-    one = train(tmp_path / "one", *words)
-    alone, _ = read_weights(Path(one["weights"]))
+
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert ranks[0].keys() == ranks[1].keys()
+    different = [name for name, value in ranks[0].items() if not torch.equal(value, ranks[1][name])]
+    assert not different, f"the processes end with different weights: {different[:3]}"
+
+    alone, _ = read_weights(Path(train(method, tmp_path / "one", *more)["weights"]))
     assert any(not torch.equal(alone[name], value) for name, value in weights.items()), (
         "the second process changed nothing"
     )
