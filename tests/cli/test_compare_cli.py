@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from bench.cli import compare as verb
 from bench.errors import UsageError
@@ -151,3 +152,92 @@ def test_the_smallest_difference_has_the_metrics_unit():
         one = compare_identity_means(values, values * 0, name, True, 60)
         wanted = comparison_power(one).smallest_difference
         assert verb._row(one)[-2:] == [f"{wanted[level]:.3g}{unit}" for level in (0.05, 0.01)]
+
+
+def seeded(tmp_path, name, shift, seeds, **fields):
+    """Run folders of one row that differ in their seed."""
+    return [make_run(tmp_path / f"{name}-{seed}", score_frame(f"{name}@demo", shift, seed, **fields)) for seed in seeds]
+
+
+def test_several_seeds_are_averaged_per_image_before_the_test_over_people(tmp_path, capsys):
+    ours = seeded(tmp_path, "fir", 0.4, (0, 1, 2))
+    ours[1] = make_run(tmp_path / "fir-1", score_frame("fir@demo", 0.4, 1, missing={("s29/6", "id"), ("s30/7", "id")}))
+    base = seeded(tmp_path, "base", 0, (3, 4, 5))
+    assert compare(*ours, "--against", *base, "--json", "--metrics", "id,psnr") == 0
+    result = json.loads(capsys.readouterr().out)
+    frames = [[pd.read_parquet(folder / "scores.parquet") for folder in side] for side in (ours, base)]
+    for metric, images in (("id", 58), ("psnr", 60)):
+        wide = [
+            sum(frame[frame.metric == metric].set_index("image_id")["value"] for frame in side) / 3 for side in frames
+        ]
+        differences = (wide[0] - wide[1]).dropna()
+        by_identity = differences.groupby(differences.index.str.split("/").str[0]).mean().to_numpy()
+        # Every sign pattern by hand.
+        signs = 1 - 2 * ((np.arange(2**12)[:, None] >> np.arange(12)) & 1)
+        sums = np.abs(signs @ by_identity)
+        one = result["metrics"][metric]
+        assert one["p"] == pytest.approx(np.mean(sums >= abs(by_identity.sum()) - 1e-12))
+        half = scipy.stats.sem(by_identity) * scipy.stats.t.ppf(0.975, 11)
+        assert (one["low"], one["high"]) == pytest.approx((by_identity.mean() - half, by_identity.mean() + half))
+        assert one["n_images"] == images
+        for side, mean in (("a", one["mean_a"]), ("b", one["mean_b"])):
+            assert len(one["by_run"][side]) == 3
+            assert len(set(one["by_run"][side])) == 3
+            assert np.mean(one["by_run"][side]) == pytest.approx(mean), "runs of equal images average to the side"
+    assert result["a"]["dropped_images"] == {"id": 2}
+    assert [run["seed"] for run in result["a"]["runs"]] == [0, 1, 2]
+    assert "not over seeds" in result["intervals_over"]
+
+
+def test_the_seeds_are_shown_and_one_run_may_stand_against_several(tmp_path, capsys):
+    ours = seeded(tmp_path, "fir", 0.4, (0, 1, 2))
+    ours[1] = make_run(tmp_path / "fir-1", score_frame("fir@demo", 0.4, 1, missing={("s29/6", "id")}))
+    base = seeded(tmp_path, "base", 0, (3,))
+    assert compare(*base, "--metrics", "id", "--against", *ours) == 0
+    out = capsys.readouterr().out
+    assert "A: base@demo (revision abc123def456, seed 3)" in out
+    assert "B: fir@demo, mean of 3 runs, from" in out
+    assert "they are not over seeds" in out
+    assert "id: 1 of 60 images of B dropped" in out
+    listed = out.split("mean of each run:")[1]
+    assert [line.split()[0] for line in listed.splitlines()[2:6]] == ["A", "B", "B", "B"]
+    target = tmp_path / "differences.svg"
+    assert compare(*base, "--against", *ours, "--plot", target, "--json") == 0
+    assert "mean of 3 runs" in target.read_text("utf-8")
+
+
+def test_two_runs_are_compared_as_ever(runs, capsys):
+    folders, _ = runs
+    assert compare(folders[0], "--metrics", "psnr", folders[1]) == 0
+    out = capsys.readouterr().out
+    assert "run" not in out.split("shows .05 / .01")[1], "nothing of several runs"
+    assert compare(*folders, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["a"]) == {"path", "method", "method_revision"}
+    assert "by_run" not in result["metrics"]["psnr"]
+
+
+def test_what_cannot_be_averaged_is_refused(tmp_path):
+    fir, base = seeded(tmp_path, "fir", 0.4, (0, 1)), seeded(tmp_path, "base", 0, (3,))
+    short = make_run(tmp_path / "short", score_frame("fir@demo", 0.4, 7, images=4))
+    other = make_run(tmp_path / "other", score_frame("fir@demo", 0.4, 8, protocol_id="f" * 16))
+    for words, message in (
+        ([fir[0], fir[0], "--against", *base], "one run counted twice"),
+        ([*fir, short, "--against", *base], "not over the same images"),
+        ([*fir, other, "--against", *base], "one protocol"),
+        ([*fir, *base, "--against", *base], "one row"),
+        ([*fir, *base], "no --against"),
+        ([fir[0]], "no --against"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            compare(*words)
+
+
+def test_a_metric_that_one_run_lacks_is_named(tmp_path, capsys):
+    fir, base = seeded(tmp_path, "fir", 0.4, (0, 1)), seeded(tmp_path, "base", 0, (3,))
+    frame = score_frame("fir@demo", 0.4, 9)
+    fewer = make_run(tmp_path / "fewer", frame[frame.metric != "id"])
+    assert compare(*fir, fewer, "--against", *base) == 0
+    out = capsys.readouterr().out
+    assert "id: not compared (only 2 of the 3 runs of A have it)" in out
+    assert "psnr" in out
