@@ -169,7 +169,9 @@ def test_gradients_are_those_of_their_own_call_under_checkpointing(form):
 
 
 @pytest.mark.slow
-def test_gradients_are_the_same_under_compilation():
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_are_the_same_under_compilation(checkpointing):
+    torch._dynamo.reset()
     given = inputs()
     found = []
     for compiled in (False, True):
@@ -178,6 +180,8 @@ def test_gradients_are_the_same_under_compilation():
         adapted.train()
         if compiled:
             adapted.compile_regions(backend="aot_eager")
+            if checkpointing:
+                adapted.enable_gradient_checkpointing()
         loss = adapted(**given).square().mean()
         if compiled:
             adapted(**inputs(seed=20))
