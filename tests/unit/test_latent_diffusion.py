@@ -178,7 +178,14 @@ def test_empty_prompt_needs_no_tokeniser_and_pads_as_trained(tmp_path):
     assert token_numbers(BASE_MODELS["sd15"], tmp_path, "") == [49406] + [49407] * 76
     assert token_numbers(BASE_MODELS["sd21_base"], tmp_path, "") == [49406, 49407] + [0] * 75
     with pytest.raises(MissingError, match=r"merges.txt"):
-        token_numbers(BASE_MODELS["sd15"], tmp_path, "best quality")
+        token_numbers(BASE_MODELS["sd15"], tmp_path, "best portrait")
+
+
+def test_words_known_without_a_tokeniser_have_its_numbers(tmp_path):
+    prompt = "Best quality, cartoon, 3d, lowres, blurry, worst, low, high"
+    clip = pytest.importorskip("clip.simple_tokenizer")
+    expected = clip.SimpleTokenizer().encode(prompt)
+    assert token_numbers(BASE_MODELS["sd15"], tmp_path, prompt) == [49406, *expected] + [49407] * (76 - len(expected))
 
 
 def test_prompts_go_through_the_tokeniser(tmp_path):
