@@ -49,6 +49,8 @@ class SamplingSettings:
         eta: Noise of DDIM between 0 (deterministic) and 1 (the variance of DDPM).
         guidance: Scale s of classifier-free guidance, unconditional + s (conditional - unconditional); 1 calls the
             conditional branch alone.
+        guided_share: Share of the steps, from the noisy end, that are guided; the others call the conditional branch
+            alone. Guidance matters least at low noise (Kynkäänniemi et al., NeurIPS 2024).
         prediction: What the network returns.
         start: `noise`, or `lq`: the LQ latent noised to the last timestep, as StableSR does.
         spacing: Timesteps of the solver: `leading` (multiples of the stride, plus `offset`), `linspace` (even over
@@ -65,6 +67,7 @@ class SamplingSettings:
     steps: int = 50
     eta: float = 0.0
     guidance: float = 1.0
+    guided_share: float = 1.0
     prediction: Prediction = "epsilon"
     start: Start = "noise"
     spacing: Spacing = "leading"
@@ -88,6 +91,8 @@ class SamplingSettings:
                 raise unknown_name(f"value of sampling.{name}", str(getattr(self, name)), get_args(known))
         if not 1 <= self.steps <= self.train_timesteps:
             raise UsageError(f"sampling.steps is {self.steps}: it must lie between 1 and {self.train_timesteps}.")
+        if not 0 <= self.guided_share <= 1:
+            raise UsageError(f"sampling.guided_share is {self.guided_share}: it must lie between 0 and 1.")
         if not 0 <= self.eta <= 1:
             raise UsageError(f"sampling.eta is {self.eta}: it must lie between 0 and 1.")
         if self.eta and self.solver != "ddim":
@@ -311,7 +316,9 @@ class Sampler:
                 if self.settings.start == "lq" and lq_latent is not None:
                     latent = self.noised(lq_latent.to(device, torch.float32), latent)
             scheduler = self.make_scheduler()
-            network = _TiledNetwork(predict, 1.0 if branches_agree else self.settings.guidance, latent, tiling, dtype)
+            guidance = 1.0 if branches_agree else self.settings.guidance
+            guided_steps = round(self.settings.guided_share * len(self.solver_timesteps))
+            network = _TiledNetwork(predict, guidance, guided_steps, latent, tiling, dtype)
             timesteps = torch.tensor(self.call_timesteps, device=latent.device)
             for index, timestep in enumerate(self.solver_timesteps):
                 prediction = network(latent, timesteps[index], index)
@@ -357,12 +364,18 @@ class _TiledNetwork:
     """The guided prediction for a whole latent, from one call or from a few over its windows."""
 
     def __init__(
-        self, predict: Predict, guidance: float, latent: Tensor, tiling: Tiling | None, dtype: torch.dtype
+        self,
+        predict: Predict,
+        guidance: float,
+        guided_steps: int,
+        latent: Tensor,
+        tiling: Tiling | None,
+        dtype: torch.dtype,
     ) -> None:
         self._predict = predict
         self._guidance = guidance
+        self._guided_steps = 0 if guidance == 1 else guided_steps
         self._dtype = dtype
-        self._branches: tuple[Branch, ...] = ("conditional",) if guidance == 1 else ("unconditional", "conditional")
         height, width = latent.shape[-2:]
         self._batches: list[tuple[Window, ...]] = [(Window(0, 0, height, width),)]
         self._blend: Blend | None = None
@@ -373,11 +386,14 @@ class _TiledNetwork:
 
     def __call__(self, latent: Tensor, timestep: Tensor, step: int) -> Tensor:
         content = latent.to(self._dtype)
+        branches: tuple[Branch, ...] = ("unconditional", "conditional")
+        if step >= self._guided_steps:
+            branches = ("conditional",)
         if self._blend is None:
-            return self._guided(content, timestep, ModelCall(self._branches, self._batches[0], len(latent), step))
+            return self._guided(content, timestep, ModelCall(branches, self._batches[0], len(latent), step))
         for windows in self._batches:
             tiles = torch.cat([window.crop(content) for window in windows])
-            guided = self._guided(tiles, timestep, ModelCall(self._branches, windows, len(latent), step))
+            guided = self._guided(tiles, timestep, ModelCall(branches, windows, len(latent), step))
             for window, tile in zip(windows, guided.split(len(latent)), strict=True):
                 self._blend.add(window, tile)
         return self._blend.result()

@@ -130,6 +130,13 @@ class RestorerID(RestorationMethod):
             self.frozen["quality"] = build_quality(self.settings["quality"])
         return cast(QualityEstimator, self.frozen["quality"])
 
+    @classmethod
+    def absent(cls, settings: dict[str, Any]) -> dict[str, str]:
+        """See `RestorationMethod.absent`."""
+        from methods.restorerid.requirements import absent_parts
+
+        return absent_parts(settings)
+
     def text(self, count: int, prompt: str) -> Tensor:
         """Text tokens (count, T, width) of a prompt, encoded once."""
         key = f"text {prompt}"
@@ -233,8 +240,7 @@ class RestorerID(RestorationMethod):
         name = self.inference_type
         if name == "auto":
             name = "bfloat16" if gpu and self.preset == "fast" else "float32"
-        layout = self.settings.get("channels_last", "auto")
-        in_channels_last = gpu if layout == "auto" else bool(layout)
+        in_channels_last = bool(self.settings.get("channels_last", True))
         compiled = bool(self.settings.get("compile", False))
         key = (id(source), self.device, name, in_channels_last, compiled)
         if self.frozen.get("inference", (None,))[0] != (*key, _writes(source)):

@@ -102,6 +102,13 @@ def test_branches_that_differ_are_both_called() -> None:
     assert calls_of(blind, batch_for(blind, 1)) == [2, 2, 2]
 
 
+def test_the_last_steps_can_go_without_guidance() -> None:
+    method = restorer(sampling=sampling("restorerid_paper") | {"guided_share": 2 / 3})
+    assert calls_of(method, batch_for(method, 1)) == [2, 2, 1]
+    with pytest.raises(UsageError, match="guided_share"):
+        restorer(sampling=sampling("restorerid_paper") | {"guided_share": 1.5})
+
+
 @torch.no_grad()
 def test_kept_keys_and_values_are_those_made_anew() -> None:
     network = restorer().network
@@ -151,7 +158,7 @@ def test_layout_type_and_compilation_are_set_for_inference_alone() -> None:
 
 
 def test_channels_last_changes_no_picture() -> None:
-    method, reference = restorer(channels_last=True), restorer()
+    method, reference = restorer(channels_last=True), restorer(channels_last=False)
     batch = batch_for(method, 1)
     with torch.inference_mode():
         assert (method.restore(batch) - reference.restore(batch)).abs().max() < 1e-4
