@@ -129,7 +129,8 @@ def _run_against_pipeline(arguments: argparse.Namespace) -> int:
     print(result["command"])
     place = result["device"] if result["device"] != "cpu" else result["hardware"]["processor"]
     columns = [
-        "side", "steps", "dtype", "s/image", "× diffusers", "largest difference", "mean", "peak memory", "rounds",
+        "side", "steps", "dtype", "s/image", "processor s", "× diffusers", "largest difference", "mean", "peak memory",
+        "rounds",
     ]  # fmt: skip
     for one in result["sizes"]:
         rows = [
@@ -138,6 +139,7 @@ def _run_against_pipeline(arguments: argparse.Namespace) -> int:
                 str(side["steps"]),
                 side["dtype"],
                 number(side["seconds_per_image"]),
+                number(side["processor_seconds_per_image"]),
                 f"{side['faster_than_diffusers']:.2f}",
                 "" if side["largest_difference_255"] is None else f"{side['largest_difference_255']:.4f}/255",
                 "" if side["mean_difference_255"] is None else f"{side['mean_difference_255']:.4f}/255",

@@ -2,8 +2,9 @@
 
 Both sides restore the same random pictures from the same noise with the same weights, type, solver, steps and batch.
 They take turns, so that other work on the machine hits both alike, and each is charged everything from the LQ picture
-to the restored one. The `fast` preset takes its turn beside them. Then one training step is timed, and a long row of
-pictures, whose last ones must take no longer than its first.
+to the restored one. Ratios on a CPU are those of processor seconds, which other programs on the machine do not lengthen
+as they do the time on the clock. The `fast` preset takes its turn beside them. Then one training step is timed, and a
+long row of pictures, whose last ones must take no longer than its first.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class _Side:
     steps: int
     dtype: str
     seconds: list[float]
+    processor: list[float]
     memory_mb: float | None = None
     picture: Tensor | None = None
 
@@ -123,17 +125,17 @@ def _measure_size(
     def add(name: str, changes: dict[str, Any]) -> RestorationMethod:
         allocated = torch.cuda.memory_allocated(device) if gpu else 0
         method = build(_changed(config, size, changes), size, device, notes)
-        side = _Side(name, method.restore_at_native_size, _steps(method), _dtype(method), [])
+        side = _Side(name, method.restore_at_native_size, _steps(method), _dtype(method), [], [])
         side.memory_mb = (torch.cuda.memory_allocated(device) - allocated) / 1e6 if gpu else None
         sides.append(side)
         return method
 
     ours = add("ours", compared)
     plain = cast(Comparable, ours).plain_pipeline()
-    sides.insert(0, _Side("diffusers", plain.restore, _steps(ours), _dtype(ours), [], sides[0].memory_mb))
+    sides.insert(0, _Side("diffusers", plain.restore, _steps(ours), _dtype(ours), [], [], sides[0].memory_mb))
     if gpu and not ours.settings.get("compile"):
         add("ours, compiled", {**compared, "compile": True})
-    if compared:
+    if compared:  # what the settings say
         add("ours, float32", {"inference_dtype": "float32"})
     fast_sampling = {**ours.settings["sampling"], "preset": "fast"}
     add("fast preset", {"sampling": fast_sampling})
@@ -185,18 +187,21 @@ def _take_turns(sides: list[_Side], batch: FaceBatch, seconds: float) -> None:
     started = time.perf_counter()
     while len(sides[0].seconds) < FEWEST_ROUNDS or time.perf_counter() - started < seconds:
         for side in sides:
-            side.seconds.append(_timed(side, batch))
+            seconds, processor = _timed(side, batch)
+            side.seconds.append(seconds)
+            side.processor.append(processor)
 
 
-def _timed(side: _Side, batch: FaceBatch) -> float:
+def _timed(side: _Side, batch: FaceBatch) -> tuple[float, float]:
+    """Seconds on the clock and on the processors of one batch."""
     if batch.lq.is_cuda:
         torch.cuda.synchronize(batch.lq.device)
-    started = time.perf_counter()
+    started, started_work = time.perf_counter(), time.process_time()
     with torch.inference_mode():
         picture = side.restore(batch)
     if batch.lq.is_cuda:
         torch.cuda.synchronize(batch.lq.device)
-    elapsed = time.perf_counter() - started
+    elapsed = time.perf_counter() - started, time.process_time() - started_work
     side.picture = picture.float().cpu()
     return elapsed
 
@@ -210,6 +215,7 @@ def _row(side: _Side, reference: _Side, count: int) -> dict[str, Any]:
         "steps": side.steps,
         "dtype": side.dtype,
         "seconds_per_image": float(np.median(side.seconds)) / count,
+        "processor_seconds_per_image": float(np.median(side.processor)) / count,
         "rounds": len(side.seconds),
         "faster_than_diffusers": _ratio(reference, side),
         "largest_difference_255": float(apart.max()) if comparable else None,
@@ -222,17 +228,22 @@ def _ratio(slow: _Side, quick: _Side | None) -> float | None:
     """How many times quicker: the median over rounds, in each of which both sides met the same machine."""
     if quick is None:
         return None
-    return float(np.median([a / b for a, b in zip(slow.seconds, quick.seconds, strict=True)]))
+    on_gpu = slow.memory_mb is not None
+    pairs = zip(*((side.seconds if on_gpu else side.processor) for side in (slow, quick)), strict=True)
+    return float(np.median([a / b for a, b in pairs]))
 
 
 def _flat(method: RestorationMethod, count: int, images: int, batch: FaceBatch) -> dict[str, Any]:
-    """Seconds per image at both ends of a row of pictures restored through `predict_step`."""
+    """Seconds per image (on a CPU processor seconds) at both ends of a row of pictures sent through `predict_step`."""
     taken: list[float] = []
     while len(taken) < images:
-        for outcome, elapsed in method.predict_step(batch):
+        started = time.process_time()
+        outcomes = method.predict_step(batch)
+        work = (time.process_time() - started) / count
+        for outcome, elapsed in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
-            taken.append(elapsed)
+            taken.append(elapsed if batch.lq.is_cuda else work)
     ends = min(ENDS, len(taken) // 2) or 1
     first, last = float(np.mean(taken[:ends])), float(np.mean(taken[-ends:]))
     return {"images": len(taken), "ends": ends, "first": first, "last": last, "ratio": last / first}
