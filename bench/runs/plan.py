@@ -22,6 +22,7 @@ from bench.protocol.pictures import ProtocolPictures
 from bench.protocol.probe import METRICS as PROBE_METRICS
 from bench.protocol.protocol import DataSettings, Protocol
 from bench.registry import load_method, load_metric
+from bench.weights.catalogue import entry_of_file, how_to_get
 from bench.weights.method_weights import read_weights, weights_path
 
 OVERWRITE = ("never", "missing", "always")
@@ -59,7 +60,7 @@ class RunPlan:
 def choose_size(config: dict[str, Any]) -> tuple[str | None, Path | None]:
     """Which size of the method to run, and its weights file.
 
-    `auto` means paper if its weights are present, else demo with one line of warning.
+    `auto` means paper if its weights and all else it needs are present, else demo with one line of warning.
 
     Raises:
         UsageError: The method has no such size.
@@ -79,20 +80,27 @@ def choose_size(config: dict[str, Any]) -> tuple[str | None, Path | None]:
             _, metadata = read_weights(Path(given).expanduser()) if Path(given).expanduser().is_file() else ({}, {})
             stored = metadata.get("size", "demo")
             return (stored if stored in sizes else "demo"), weights_path(name, stored, given)
-        if (path := weights_path(name, "paper")) is not None:
+        lacking: dict[str, str] = {}
+        path = weights_path(name, "paper")
+        if path is not None and not (lacking := load_method(name).absent(method_settings(method, "paper"))):
             return "paper", path
+        reason = f"no paper-size weights of {name} here"
+        advice = f"To train them: {train.format('paper')}"
+        if lacking:
+            reason = f"{name}@paper lacks {', '.join(lacking)}"
+            advice = f"What brings them: bench check method={name} size=paper"
+        elif (released := entry_of_file(f"{name}_paper.safetensors")) is not None:
+            advice = how_to_get(released)
         if (path := weights_path(name, "demo")) is not None:
-            print(  # noqa: T201
-                f"bench: no paper-size weights of {name} here, running {name}@demo. To train them: "
-                f"{train.format('paper')}",
-                file=sys.stderr,
-            )
+            print(f"bench: {reason}, running {name}@demo. {advice}", file=sys.stderr)  # noqa: T201
             return "demo", path
         wanted = "demo"
     path = weights_path(name, wanted, given)
     if path is None:
+        released = entry_of_file(f"{name}_{wanted}.safetensors")
+        get = f"{how_to_get(released)}\nLicence: {released.licence}\nOr train" if released else "Train"
         raise MissingError(
-            f"The weights of {name}@{wanted} are not here, and a network with random weights is never scored. Train "
+            f"The weights of {name}@{wanted} are not here, and a network with random weights is never scored. {get} "
             f"them: {train.format(wanted)}, then give the file: method.weights=FILE."
         )
     return wanted, path
@@ -107,7 +115,10 @@ def build_method(config: dict[str, Any]) -> tuple[RestorationMethod, str, Path |
     """
     size, path = choose_size(config)
     settings = method_settings(config["method"], size)
-    method = load_method(settings["name"])(settings)
+    method_class = load_method(settings["name"])
+    if lacking := method_class.absent(settings):
+        raise MissingError("\n".join(f"{what}: {why}" for what, why in lacking.items()))
+    method = method_class(settings)
     identity: dict[str, Any] = {
         key: value for key, value in settings.items() if key not in ("weights", "training", "optimiser", "losses")
     }

@@ -193,6 +193,7 @@ BASE_MODELS: dict[str, BaseModel] = {
                 scaling_factor=1.0,
             ),
             text=None,
+            prediction="v_prediction",
             licence="that of this repository",
         ),
     )
