@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from bench.config import compose, method_settings
 from bench.errors import UsageError
 from bench.files import write_json
 from bench.leaderboard.entry import entry_path
@@ -18,7 +19,9 @@ from bench.leaderboard.gate import Change, Gate, board_data, find_baseline, gate
 from bench.leaderboard.gate_table import MARKER, markdown, verdict
 from bench.leaderboard.ranking import build_board
 from bench.leaderboard.schema import validate
+from bench.leaderboard.variants import variant_suffix, variant_words
 from bench.paths import resource_root
+from bench.registry import load_method
 from bench.scores.statistics import holm, sign_flip_test
 
 ACCEPTED = {"pictures_sha256": "0", "recomputed": 1, "largest_differences": {}, "not_recomputed": {}}
@@ -246,6 +249,48 @@ def test_every_row_of_ours_is_run_again_and_the_others_are_named(tmp_path: Path)
     assert "refine+blind@demo" in shipped
     assert not missing
     assert board_data(resource_root() / "leaderboards" / "orl_light") == ["data=orl_light"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "words"),
+    [
+        ("", []),
+        ("+base", ["method.use_identity=false", "method.use_fir=false"]),
+        ("+no-fir", ["method.use_fir=false"]),
+        ("+scale0.75", ["method.id_scale=0.75"]),
+        ("+no-fir+scale0.75", ["method.use_fir=false", "method.id_scale=0.75"]),
+        ("+scale1", ["method.id_scale=1"]),
+        ("+no-identity", ["method.use_identity=false"]),
+    ],
+)
+def test_labels_and_words_stand_for_each_other(tmp_path: Path, suffix: str, words: list[str]) -> None:
+    assert variant_words(suffix) == words
+    assert variant_suffix(words[::-1]) == suffix
+    one = entry({"psnr": BASE}, label=f"restorerid{suffix}@demo")
+    write_json(entry_path(one, tmp_path), one)
+    assert shipped_jobs(tmp_path / "tiny")[0] == {one["method"]: ["method=restorerid", *words, "size=demo"]}
+
+
+def test_the_labels_are_those_of_the_method() -> None:
+    """The label is made by the method, which has no word of how boards read it."""
+    restorerid = load_method("restorerid")
+    for suffix in ("", "+base", "+blind", "+no-fir", "+scale0.75", "+no-fir+scale0.75"):
+        words = variant_words(suffix)
+        assert words is not None
+        settings = method_settings(compose("run", ["method=restorerid", *words])["method"], "demo")
+        # Without building the network.
+        own = restorerid.__new__(restorerid)
+        object.__setattr__(own, "settings", settings)
+        object.__setattr__(own, "size", "demo")
+        assert own.label == f"restorerid{suffix}@demo"
+
+
+def test_words_that_no_label_tells_are_not_guessed() -> None:
+    assert variant_suffix(["method.id_scale=1.0"]) == "+scale1"
+    for words in (["method.id_scale=adaptive"], ["method.id_scale=0.5", "method.id_scale=1"], ["method.seed=1"]):
+        assert variant_suffix(words) is None
+    for suffix in ("+scale", "+scale-1", "+scale.5", "+scalex", "+other", "+base+no-fir"):
+        assert variant_words(suffix) is None
 
 
 def test_a_board_of_planted_marks_is_run_with_its_probe(tmp_path: Path) -> None:
