@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from bench.errors import UsageError
 from bench.files import write_json
+from bench.leaderboard.claim_marks import same_marks, with_todays_claims
 from bench.leaderboard.schema import ENTRY_SCHEMA, SET_METRIC, validate
 from bench.paths import leaderboard_root, resource_root
 from bench.scores.statistics import identity_means
@@ -81,6 +82,7 @@ def entry_from_run(run_dir: Path, reported_by: str | None = None) -> dict[str, A
             | {"reason": public_reason(metric.get("reason"))}
             for name, metric in set_metrics.items()
         }
+    entry = with_todays_claims(entry)
     validate(entry, f"entry of {run_dir}")
     return entry
 
@@ -309,7 +311,7 @@ def _check_comparable(entry: dict[str, Any], path: Path, root: Path, where: str,
 
 
 def same_scores_listed(summary: dict[str, Any], roots: Sequence[Path]) -> bool:
-    """Whether a board lists this method revision and seed already, with the same metrics, numbers and reasons.
+    """Whether a board lists this method revision and seed already: metrics, numbers, reasons, marks of claims.
 
     Running a shipped method again would otherwise rewrite its entry with nothing new but the clock.
     """
@@ -319,7 +321,7 @@ def same_scores_listed(summary: dict[str, Any], roots: Sequence[Path]) -> bool:
     listed = read_entry(path)
     kinds = ("metrics", "set_metrics")
     same_names = all((listed.get(kind) or {}).keys() == (summary.get(kind) or {}).keys() for kind in kinds)
-    return same_names and _shared_scores_agree(summary, listed)
+    return same_names and same_marks(summary, listed) and _shared_scores_agree(summary, listed)
 
 
 def extended_entry(summary: dict[str, Any], roots: Sequence[Path]) -> Path | None:

@@ -24,7 +24,7 @@ def board_csv(view: View) -> str:
     """The board with full precision; `source` tells measured rows from published ones.
 
     `shows_05` and `shows_01` are the smallest true differences that one test of two rows shows with 80 % power at those
-    levels (`bench.scores.power`), `remark` holds the column's footnotes.
+    levels (`bench.scores.power`), `remark` holds the column's footnotes and the row's claims that were not reproduced.
     """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
@@ -38,6 +38,7 @@ def board_csv(view: View) -> str:
         own = {key: entry[key] for key in ("method", "revision", "seed", "code_revision", "licence", "reported_by")}
         own |= {key: entry[key] for key in ("created", "seconds_per_image", "peak_memory_mb", "parameters")}
         by_name = dict(zip((column.name for column in view.columns), row.cells, strict=True))
+        claims = [view.footnotes[n - 1] for n in row.claims]
         for name, metric in {**entry["metrics"], **entry.get("set_metrics", {})}.items():
             cell = by_name.get(name)
             writer.writerow(
@@ -54,7 +55,7 @@ def board_csv(view: View) -> str:
                     "mark": cell.mark if cell else "",
                     "group": cell.group if cell else "",
                     **(_shows(power[name]) if name in power else {}),
-                    "remark": " ".join(filter(None, [cell.remark if cell else "", remarks.get(name, "")])),
+                    "remark": " ".join(filter(None, [cell.remark if cell else "", remarks.get(name, ""), *claims])),
                 }
             )
     for paper, rows in view.published:

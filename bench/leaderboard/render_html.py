@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.leaderboard.claim_marks import MARK
 from bench.leaderboard.published import PublishedPaper, PublishedRow, format_published
 from bench.leaderboard.render_markdown import DIRECTION, hardware, introduction, legend, notes, reported, units
 from bench.leaderboard.view import COST_HEADINGS, Cell, Row, View
@@ -98,6 +99,8 @@ def _measured(view: View) -> dict[str, Any]:
     rows = []
     for row in view.rows:
         first = {"text": row.entry["title"], "code": _code(row)}
+        if row.claims:
+            first |= {"warning": MARK, "notes": ",".join(map(str, row.claims))}
         rows.append({"cells": [first, *map(_cell, row.cells + row.costs)], "comparison": row.comparison})
     footnotes = [f"{number} {text}" for number, text in enumerate(view.footnotes, 1)]
     footnotes += [f"{name}: not measured yet." for name in view.absent_rows]
@@ -200,6 +203,7 @@ def _page(**content: Any) -> str:
     table = {"heading": "", "about": "", "warning": "", "footnotes": [], "intervals": False}
     row = {"comparison": False}
     cell = {"code": (), "href": "", "mark": "", "group": "", "interval": "", "coverage": "", "classes": "", "sort": ""}
+    cell |= {"warning": "", "notes": ""}
     content["tables"] = [
         {
             **table,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from bench.leaderboard.claim_marks import MARK
 from bench.leaderboard.published import (
     PublishedPaper,
     PublishedRow,
@@ -88,7 +89,8 @@ def _name(row: Row) -> str:
     plain = method.casefold() == title.casefold()
     name = escape(title) if plain else f"{escape(title)} (\\texttt{{{escape(method)}}})"
     keys = row.keys or ([own_key(row)] if row.entry["paper"] else [])
-    return name + _cite(keys)
+    mark = f" \\emph{{{MARK}}}$^{{{','.join(map(str, row.claims))}}}$" if row.claims else ""
+    return name + _cite(keys) + mark
 
 
 def _cell(cell: Cell) -> str:

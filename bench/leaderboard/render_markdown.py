@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from bench.leaderboard.claim_marks import MARK
 from bench.leaderboard.published import PublishedPaper, PublishedRow, format_published
 from bench.leaderboard.ranking import COPY, INPUT
 from bench.leaderboard.view import (
@@ -103,7 +104,8 @@ def _table(view: View) -> list[str]:
 
 
 def _name(row: Row) -> str:
-    return f"{_data(row.entry['title'])} (`{row.entry['method']}`)"
+    mark = f"; **{MARK}**{_superscript(row.claims)}" if row.claims else ""
+    return f"{_data(row.entry['title'])} (`{row.entry['method']}`){mark}"
 
 
 def _revision(row: Row) -> str:

@@ -17,6 +17,8 @@ from bench.leaderboard.papers import PaperData, PaperRow, PaperTable
 from bench.leaderboard.published import PublishedPaper, read_published
 from bench.leaderboard.variants import variant_suffix
 from bench.paths import bench_home, runs_root
+from bench.registry import method_targets
+from bench.scores.claims_file import read_results
 
 State = Literal[
     "measured", "can run", "not in this version", "weights missing", "data missing", "outputs missing", "cannot run"
@@ -194,8 +196,6 @@ def _own(
 
 def _state(settings: PaperRow, data: PaperData) -> tuple[State, str, str, list[str]]:
     """What can be done about a row, why, what brings it, and the words of `bench run` that give it."""
-    from bench.registry import method_targets
-
     if never := settings.cannot or data.cannot:
         return "cannot run", never, "", []
     name = str(settings.name)
@@ -277,7 +277,7 @@ def _direction(names: Sequence[str]) -> str:
 
 
 def _ours(settings: PaperRow, data: PaperData, words: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
-    """Where our numbers of a row lie, and they; a finished run first, then the boards."""
+    """Where our numbers of a row lie, and they; a finished run first, then the boards, then the tests of claims."""
     for folder, summary in _runs(data.protocol):
         if _is_row(folder, settings, data, words):
             return str(folder), _summary_values(summary)
@@ -287,7 +287,24 @@ def _ours(settings: PaperRow, data: PaperData, words: Sequence[str]) -> tuple[st
         label = str(entry["method"]).partition("@")[0]
         if label == _label(settings):
             return f"board {data.protocol}, {path.name}", _summary_values(entry)
-    return None, {}
+    return _ablation(settings, data.protocol)
+
+
+def _ablation(settings: PaperRow, protocol: str) -> tuple[str | None, dict[str, Any]]:
+    """Means over the seeds of the one variant in the method's `claims.json` that has a row's words."""
+    results = read_results(str(settings.name)) if settings.name in method_targets() else None
+    wanted = {word for word in settings.words if not word.startswith("method=")}
+    own = {
+        name: one["protocols"][protocol]
+        for name, one in (results or {}).get("variants", {}).items()
+        if set(one["words"]) == wanted and protocol in one["protocols"]
+    }
+    # Variants that differ in their training alone have the same words.
+    if len(own) != 1:
+        return None, {}
+    ((name, one),) = own.items()
+    source = f"claims.json of {settings.name}, mean of {len(one['seeds'])} seeds"
+    return source, _summary_values({"method": name, "metrics": one["metrics"]})
 
 
 def _label(settings: PaperRow) -> str | None:

@@ -95,8 +95,31 @@ ACCEPTED: dict[str, Check] = {
     "largest_differences": MAPPING,
     "not_recomputed": MAPPING,
 }
+LIST: Check = ("a list, not empty", lambda value: isinstance(value, list) and bool(value))
 # Fields that came later: an entry without them is as valid as it was.
-OPTIONAL: dict[str, Check] = {"set_metrics": MAPPING, "accepted": MAPPING}
+OPTIONAL: dict[str, Check] = {"set_metrics": MAPPING, "accepted": MAPPING, "claims_not_reproduced": LIST}
+CLAIM: dict[str, Check] = {
+    "claim": NAME,
+    "text": NAME,
+    "source": NAME,
+    "rule": NAME,
+    "metric": NAME,
+    "metric_identity": NAME,
+    "title": NAME,
+    "unit": TEXT,
+    "seeds": ("a list of seeds", lambda value: isinstance(value, list) and bool(value) and all(map(_is_count, value))),
+    "pairs": LIST,
+}
+CLAIM_PAIR: dict[str, Check] = {
+    "variant": NAME,
+    "against": NAME,
+    "mean": NUMBER,
+    "against_mean": NUMBER,
+    "difference": NUMBER,
+    "low": or_none(NUMBER),
+    "high": or_none(NUMBER),
+    "p": NUMBER,
+}
 ACCEPTED_OPTIONAL: dict[str, Check] = {"sample": ("a list of image ids", _is_texts)}
 PERSON: dict[str, Check] = {"mean": NUMBER, "n": COUNT}
 
@@ -127,6 +150,11 @@ def validate(entry: Any, where: str) -> None:
         _check_no_bounds(metric, "value", where, f"set_metrics.{name}")
     if "accepted" in entry:
         check_fields(entry["accepted"], ACCEPTED, where, "accepted.", ACCEPTED_OPTIONAL)
+    for number, claim in enumerate(entry.get("claims_not_reproduced", [])):
+        field = f"claims_not_reproduced.{number}"
+        check_fields(claim, CLAIM, where, f"{field}.")
+        for index, pair in enumerate(claim["pairs"]):
+            check_fields(pair, CLAIM_PAIR, where, f"{field}.pairs.{index}.")
 
 
 def check_fields(

@@ -12,6 +12,7 @@ from typing import Any
 from bench.errors import BenchError
 from bench.leaderboard.board import FILES, board_texts
 from bench.leaderboard.bounds import recomputed_bounds, same_bounds
+from bench.leaderboard.claim_marks import FIELD, with_todays_claims
 from bench.leaderboard.entry import board_names, entry_path, read_entry
 from bench.leaderboard.published import FOLDER, read_paper
 
@@ -21,8 +22,9 @@ def verify(root: Path, names: Sequence[str] | None = None, output: Path | None =
 
     An entry must fit its schema, its name and its board's protocol id, and where the protocol is committed, its id
     and its images; its means must be those of its identity means, its intervals those that the statistics give
-    today; directions and units must be those of the metrics, and the same wherever the identity is the same. A
-    rendered file must hold what its entries give. The published numbers must fit their schema.
+    today; directions and units must be those of the metrics, and the same wherever the identity is the same; its
+    claims not reproduced must be those of its method's `claims.json`, where there is one. A rendered file must hold
+    what its entries give. The published numbers must fit their schema.
 
     Args:
         root: Folder of all boards.
@@ -77,6 +79,7 @@ def _entries(folder: Path, directions: dict[str, tuple[Any, ...]]) -> list[str]:
             found.append(f"{path} holds the entry that belongs into {expected}: rename or remove it.")
         ids[path.name] = entry["protocol_id"]
         found += _protocol(entry, committed, path) + _directions(entry, directions, path) + _intervals(entry, path)
+        found += _claims(entry, path)
     if len(set(ids.values())) > 1:
         found.append(
             f"{folder} mixes protocol ids: {', '.join(f'{name} {own}' for name, own in ids.items())}. "
@@ -143,6 +146,18 @@ def _intervals(entry: dict[str, Any], path: Path) -> list[str]:
                     f"{path}: metrics.{name}.{bound} is {stated[bound]}, but its identity means give {wanted[bound]}."
                 )
     return found
+
+
+def _claims(entry: dict[str, Any], path: Path) -> list[str]:
+    """Marks of claims that are not those of the method's results."""
+    wanted = with_todays_claims(entry)
+    if wanted == entry:
+        return []
+    names = [", ".join(one["claim"] for one in own.get(FIELD, [])) or "none" for own in (entry, wanted)]
+    return [
+        f"{path}: marks as not reproduced {names[0]}, the method's claims.json says {names[1]} (or other figures): run "
+        f"`python -m bench.leaderboard.claim_marks {path.parent}`."
+    ]
 
 
 def _close(one: float | None, other: float | None) -> bool:

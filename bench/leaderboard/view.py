@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
+from bench.leaderboard.claim_marks import FIELD, claim_text
 from bench.leaderboard.papers import published_on
 from bench.leaderboard.published import PublishedPaper, PublishedRow, citation_keys
 from bench.leaderboard.ranking import COPY, INPUT, Board, Column, build_board, was_recomputed
@@ -55,6 +56,7 @@ class Row:
         cells: One for each column.
         costs: Seconds per image, peak memory in MB, parameters in millions.
         keys: Citation keys.
+        claims: Numbers of the footnotes that name claims of its paper which were not reproduced.
     """
 
     entry: dict[str, Any]
@@ -63,6 +65,7 @@ class Row:
     cells: list[Cell]
     costs: list[Cell]
     keys: list[str]
+    claims: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -127,11 +130,14 @@ def view(entries: list[dict[str, Any]]) -> View:
     columns = _beside_id(board.columns)
     second = {column.name: _second(board, column) for column in columns}
     set_columns, withheld = _set_columns(board)
+    notes, footnotes = _footnotes(columns, set_columns, withheld, board)
     rows = []
     for index, entry in enumerate(board.entries):
         cells = [_cell(board, index, column, second[column.name]) for column in columns]
         cells += [_set_cell(entry, column) for column in set_columns]
         seed = f", seed {entry['seed']}" if entry["seed"] else ""
+        said = [claim_text(claim) for claim in entry.get(FIELD, [])]
+        footnotes += [text for text in said if text not in footnotes]
         rows.append(
             Row(
                 entry,
@@ -140,9 +146,9 @@ def view(entries: list[dict[str, Any]]) -> View:
                 cells,
                 _costs(entry),
                 citation_keys(entry["method"]),
+                [footnotes.index(text) + 1 for text in said],
             )
         )
-    notes, footnotes = _footnotes(columns, set_columns, withheld, board)
     return View(board, columns + set_columns, rows, notes, footnotes, published_on(board.protocol))
 
 

@@ -1,0 +1,130 @@
+"""Results of claims as the Markdown tables of a method's card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bench.errors import UsageError
+from bench.report.terminal import number, p_value
+from bench.scores.claims_file import RULES
+
+BEGIN, END = "<!-- claims -->", "<!-- /claims -->"
+ARROWS = {True: " ↑", False: " ↓", None: ""}
+
+
+def with_tables(card: str, results: Mapping[str, Any], where: str) -> str:
+    """A card with the tables of `claims.json` between its two markers.
+
+    Args:
+        card: Text of the card.
+        results: Content of `claims.json`.
+        where: The card's file, for messages.
+
+    Raises:
+        UsageError: The card does not have both markers, once each and in order.
+    """
+    before, opened, rest = card.partition(f"{BEGIN}\n")
+    _, closed, after = rest.partition(END)
+    if not opened or not closed or BEGIN in rest or END in before or END in after:
+        raise UsageError(f"{where} must have the lines {BEGIN} and {END}, once each: the tables stand between them.")
+    return f"{before}{BEGIN}\n{tables(results)}{END}{after}"
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """The variants by metric, one table for each protocol, then the claims."""
+    protocols = list(dict.fromkeys(claim["protocol"] for claim in results["claims"].values()))
+    lines = [
+        "Values are averaged over the seeds per image, then over people; intervals (95 %) and tests are over people, "
+        "not over seeds, whose spread the means of each seed show. Margins: `configs/metrics/standard.yaml`.",
+    ]
+    for protocol in protocols:
+        lines += ["", *_variants(results, protocol)]
+    lines += ["", *_claims(results)]
+    return "\n".join(lines) + "\n"
+
+
+def figures(claim: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
+    """What was found in one comparison, such as "0.31 against 0.33, difference -0.02 [-0.05, +0.01], p = 0.3"."""
+    unit = f" {claim['unit']}" if claim["unit"] else ""
+    return (
+        f"{number(pair['mean'])} against {number(pair['against_mean'])}{unit}, difference {_difference(pair)}, "
+        f"p = {p_value(pair['p'])}".replace("p = <", "p < ")
+    )
+
+
+def _variants(results: Mapping[str, Any], protocol: str) -> list[str]:
+    own = {
+        name: one["protocols"][protocol] for name, one in results["variants"].items() if protocol in one["protocols"]
+    }
+    metrics = {name: metric for one in own.values() for name, metric in one["metrics"].items()}
+    people = max(metric["identities"] for metric in metrics.values())
+    images = max(metric["of"] for metric in metrics.values())
+    head = [_heading(metric) for metric in metrics.values()]
+    lines = [
+        f"`{protocol}`: {people} people, {images} images.",
+        "",
+        _row(["variant", "seeds", *head]),
+        _row(["---", "---", *["---:"] * len(head)]),
+    ]
+    for name, one in own.items():
+        seeds = ", ".join(map(str, one["seeds"]))
+        cells = [_cell(one["metrics"].get(metric)) for metric in metrics]
+        lines.append(_row([results["variants"][name]["title"], seeds, *cells]))
+    return lines
+
+
+def _cell(metric: Mapping[str, Any] | None) -> str:
+    if metric is None or metric["mean"] is None:
+        return "n/a"
+    text = number(metric["mean"])
+    if metric["low"] is not None:
+        text += f" [{number(metric['low'])}, {number(metric['high'])}]"
+    if metric["n"] < metric["of"]:
+        text += f" ({metric['n']}/{metric['of']})"
+    return f"{text}<br>by seed {', '.join(map(number, metric['by_seed']))}"
+
+
+def _claims(results: Mapping[str, Any]) -> list[str]:
+    lines = [
+        _row(["claim", "source", "on", "held against", "found", "difference [95 %]", "p", "reproduced?"]),
+        _row(["---", "---", "---", "---", "---", "---:", "---:", "---"]),
+    ]
+    titles = {name: one["title"] for name, one in results["variants"].items()}
+    for claim in results["claims"].values():
+        for index, pair in enumerate(claim["pairs"]):
+            stated = (
+                [claim["text"], claim["source"], f"`{claim['protocol']}`, {_heading(claim)}"] if not index else [""] * 3
+            )
+            verdict = "" if index else "**yes**" if claim["reproduced"] else "**no**"
+            if len(claim["pairs"]) > 1 and not claim["reproduced"] and not pair["holds"]:
+                verdict = f"{verdict} (not against this one)".strip()
+            means = f"{number(pair['mean'])} against {number(pair['against_mean'])}"
+            found = [titles[pair["against"]], means, _difference(pair), p_value(pair["p"])]
+            lines.append(_row([*stated, *found, verdict]))
+    rules = dict.fromkeys((claim["rule"], claim["margin"]) for claim in results["claims"].values())
+    told = []
+    for rule, margin in rules:
+        names = [one["text"] for one in results["claims"].values() if (one["rule"], one["margin"]) == (rule, margin)]
+        said = RULES[rule] + (f" ({margin:g})" if margin is not None else "")
+        told.append(f"- Reproduced means, of {'; '.join(names)}: {said}.")
+    notes = [f"- {claim['text']}: {claim['note']}" for claim in results["claims"].values() if claim["note"]]
+    return [*lines, "", *told, *notes]
+
+
+def _heading(metric: Mapping[str, Any]) -> str:
+    unit = f" ({metric['unit']})" if metric["unit"] else ""
+    return f"{metric['title']}{unit}{ARROWS[metric['higher_is_better']]}"
+
+
+def _difference(pair: Mapping[str, Any]) -> str:
+    text = _signed(pair["difference"])
+    return text if pair["low"] is None else f"{text} [{_signed(pair['low'])}, {_signed(pair['high'])}]"
+
+
+def _signed(value: float) -> str:
+    return f"{'−' if value < 0 else '+'}{number(abs(value))}"
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
