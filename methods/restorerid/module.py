@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -96,11 +97,12 @@ class RestorerID(RestorationMethod):
         self.network = RestorerIDNetwork(self.base, settings["network"], settings["use_identity"], settings["use_fir"])
         options = {key: value for key, value in settings["sampling"].items() if value is not None}
         self.preset = options.pop("preset")
-        self.sampler = Sampler(sampling_preset(self.preset, **options))
+        self.sampler = Sampler(sampling_preset(self.preset, prediction=self.base.prediction, **options))
         self.inference_type = settings.get("inference_dtype") or "auto"
         if self.inference_type not in ("auto", *INFERENCE_TYPES):
             raise unknown_name("value of method.inference_dtype", self.inference_type, ("auto", *INFERENCE_TYPES))
         self.batches_done = 0
+        self._batch_pictures = 0
         self.averaged: nn.Module | None = None
         # Frozen networks, loaded on first use and kept out of the module so that they are never saved with it.
         self.frozen: dict[str, Any] = {}
@@ -349,13 +351,21 @@ class RestorerID(RestorationMethod):
     def _read_stage(self, path: str) -> None:
         from pathlib import Path
 
-        state, _ = read_weights(Path(path).expanduser())
+        stage = self.settings["training"]["stage"]
+        state, metadata = read_weights(Path(path).expanduser())
         missing, surplus = self.network.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-        absent = sorted({self.network.part_of(name) for name in missing} & set(STAGES["base"]))
+        needed = {*STAGES["base"], *(STAGES["identity"] if stage == "fir" else ())}
+        absent = sorted({self.network.part_of(name) for name in missing} & needed)
         if absent or surplus:
             raise UsageError(
                 f"{path} is no earlier stage of this network: it lacks {', '.join(absent) or 'nothing'} and has "
                 f"{len(surplus)} tensors more."
+            )
+        before = json.loads(metadata.get("settings", "{}")).get("training", {}).get("stage")
+        if stage == "fir" and before == "base":
+            raise UsageError(
+                f"{path} comes from stage base: its ID model was never trained. Train stage identity first, and "
+                "give its weights."
             )
 
     def configure_optimizers(self) -> Any:
@@ -393,7 +403,11 @@ class RestorerID(RestorationMethod):
         }
 
     def training_step(self, batch: LatentBatch | FaceBatch, batch_idx: int) -> Tensor:
-        """One batch: the squared error of the predicted noise (Eqs. 1 and 8)."""
+        """One batch: the squared error of the predicted noise (Eqs. 1 and 8).
+
+        Where the base model predicts velocities (Salimans and Ho, ICLR 2022), of the predicted velocity.
+        """
+        self._batch_pictures = len(batch)
         tensors = batch.tensors if isinstance(batch, LatentBatch) else self.encoded(batch)
         latent = tensors["latent"]
         count, options = len(latent), self.settings["training"]
@@ -417,7 +431,10 @@ class RestorerID(RestorationMethod):
         maps = self.network.lq_maps(lq_latent, timestep)
         text = self.text(count, "").to(latent)
         predicted = self.network(noisy, timestep, text, maps, tokens, scale)
-        loss = F.mse_loss(predicted.float(), noise.float())
+        target = noise
+        if self.base.prediction == "v_prediction":
+            target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latent
+        loss = F.mse_loss(predicted.float(), target.float())
         if not torch.isfinite(loss):
             raise UsageError(
                 f"The loss became {loss.item()} at batch {self.batches_done}. Lower "
@@ -431,17 +448,21 @@ class RestorerID(RestorationMethod):
         nobody = self.network.identity_tokens(self._no_face())
         return torch.where(without[:, None, None], nobody, tokens)
 
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Steps, counts the batch and moves the average: before `on_train_batch_end`, where checkpoints are written."""
+        super().optimizer_step(*arguments, **options)
+        self._move_average()
+        self.batches_done += 1
+
     @torch.no_grad()
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Counts the batch, and moves the exponential average towards the weights."""
+    def _move_average(self) -> None:
         if self.averaged is not None:
-            pictures = len(batch) * int(self.trainer.world_size)
+            pictures = self._batch_pictures * int(self.trainer.world_size)
             decay = 0.5 ** (pictures / self.settings["ema_halflife_pictures"])
             decay = min(decay, (1 + self.batches_done) / (10 + self.batches_done))
             for mean, value in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
                 if value.requires_grad:
                     mean.lerp_(value, 1 - decay)
-        self.batches_done += 1
 
     def _set_learning_rate(self) -> None:
         """Rises linearly over the first batches, then falls along a cosine to a hundredth."""
