@@ -257,7 +257,7 @@ def _tabled(claims: ClaimsFile, name: str, found: Found) -> dict[str, Any]:
         if (runs := found.get((name, protocol))) is None:
             continue
         table = runs.averaged.table
-        chosen = [metric for metric in claims.metrics_on(protocol) if metric in set(table["metric"])]
+        chosen = [metric for metric in claims.table_metrics if metric in set(table["metric"])]
         known = {metric: own for metric, own in metric_classes().items() if metric in chosen}
         summary = summarise(table[table["metric"].isin(chosen)], known)
         protocols[protocol] = {"protocol_id": runs.protocol_id, "seeds": runs.seeds, "metrics": {}}

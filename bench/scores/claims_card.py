@@ -87,8 +87,8 @@ def _cell(metric: Mapping[str, Any] | None) -> str:
 
 def _claims(results: Mapping[str, Any]) -> list[str]:
     lines = [
-        _row(["claim", "source", "on", "held against", "found", "difference [95 %]", "p", "reproduced?"]),
-        _row(["---", "---", "---", "---", "---", "---:", "---:", "---"]),
+        _row(["claim", "source", "on", "held against", "found", "difference [95 %]", "p", "asked", "reproduced?"]),
+        _row(["---", "---", "---", "---", "---", "---:", "---:", "---", "---"]),
     ]
     titles = {name: one["title"] for name, one in results["variants"].items()}
     for claim in results["claims"].values():
@@ -101,15 +101,16 @@ def _claims(results: Mapping[str, Any]) -> list[str]:
                 verdict = f"{verdict} (not against this one)".strip()
             means = f"{number(pair['mean'])} against {number(pair['against_mean'])}"
             found = [titles[pair["against"]], means, _difference(pair), p_value(pair["p"])]
-            lines.append(_row([*stated, *found, verdict]))
-    rules = dict.fromkeys((claim["rule"], claim["margin"]) for claim in results["claims"].values())
-    told = []
-    for rule, margin in rules:
-        names = [one["text"] for one in results["claims"].values() if (one["rule"], one["margin"]) == (rule, margin)]
-        said = RULES[rule] + (f" ({margin:g})" if margin is not None else "")
-        told.append(f"- Reproduced means, of {'; '.join(names)}: {said}.")
+            lines.append(_row([*stated, *found, "" if index else _asked(claim), verdict]))
+    rules = dict.fromkeys(claim["rule"] for claim in results["claims"].values())
+    told = [f"- `{rule}`: {RULES[rule]}." for rule in rules]
     notes = [f"- {claim['text']}: {claim['note']}" for claim in results["claims"].values() if claim["note"]]
     return [*lines, "", *told, *notes]
+
+
+def _asked(claim: Mapping[str, Any]) -> str:
+    margin = claim["margin"]
+    return f"`{claim['rule']}`" + ("" if margin is None else f", margin {margin:g}")
 
 
 def _heading(metric: Mapping[str, Any]) -> str:

@@ -100,10 +100,10 @@ class ClaimsFile:
         """Protocols of the claims, in order."""
         return list(dict.fromkeys(claim.protocol for claim in self.claims.values()))
 
-    def metrics_on(self, protocol: str) -> list[str]:
-        """Metrics of a protocol's table: those of its claims first."""
-        own = (claim.metric for claim in self.claims.values() if claim.protocol == protocol)
-        return list(dict.fromkeys([*own, *self.metrics]))
+    @property
+    def table_metrics(self) -> list[str]:
+        """Metrics of the tables: those of the claims first."""
+        return list(dict.fromkeys([*(claim.metric for claim in self.claims.values()), *self.metrics]))
 
 
 def method_folder(method: str) -> Path:
