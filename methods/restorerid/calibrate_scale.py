@@ -20,8 +20,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import MissingError, UsageError
+import torch
+
+from bench.config import compose, method_settings
+from bench.data.training import TrainingPairs, TrainingSettings
+from bench.errors import BenchError, MissingError, UsageError
 from bench.files import atomic_path, write_json
+from bench.protocol.protocol import DataSettings
+from bench.weights.method_weights import read_weights, weights_path
 from methods.restorerid import quality
 from methods.restorerid.adaptive_scale import (
     IntervalCurve,
@@ -32,6 +38,7 @@ from methods.restorerid.adaptive_scale import (
     quality_edges,
     sweep_scales,
 )
+from methods.restorerid.module import RestorerID
 from methods.restorerid.scale_sweep import read_sweep, sweep, write_sweep
 
 if TYPE_CHECKING:
@@ -39,7 +46,6 @@ if TYPE_CHECKING:
 
     from bench.batch import FaceBatch
     from methods.restorerid.adaptive_scale import SweepRow
-    from methods.restorerid.module import RestorerID
 
 #: From hopeless to nearly clean, so that every interval of quality has pictures.
 PRESETS = ("heavy", "light", "restorerid")
@@ -57,10 +63,6 @@ def training_pictures(words: Sequence[str], count: int, side: int) -> Iterator[F
     Yields:
         Batches of `BATCH` pictures with ground truth, landmarks and one reference each.
     """
-    from bench.config import compose
-    from bench.data.training import TrainingPairs, TrainingSettings
-    from bench.protocol.protocol import DataSettings
-
     for number, preset in enumerate(PRESETS):
         config = compose("run", ["method=restorerid", *words, f"data.degradation={preset}"])
         settings = TrainingSettings(batch_size=BATCH, references=1, seed=number, size=side)
@@ -137,8 +139,6 @@ def swept(method: RestorerID, batches: Iterator[FaceBatch], scales: Sequence[flo
 
 def main(words: Sequence[str] | None = None) -> int:
     """Sweeps, draws and fits; see the module's text."""
-    import torch
-
     parser = argparse.ArgumentParser(prog="python -m methods.restorerid.calibrate_scale", description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for bench run (default: data=orl_heavy)")
     parser.add_argument("--output", type=Path, required=True, help="folder for the table, the curves and the fit")
@@ -175,10 +175,6 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _method(overrides: Sequence[str]) -> RestorerID:
-    from bench.config import compose, method_settings
-    from bench.weights.method_weights import read_weights, weights_path
-    from methods.restorerid.module import RestorerID
-
     given = [] if any(word.startswith("data=") for word in overrides) else ["data=orl_heavy"]
     config = compose("run", ["method=restorerid", *given, *overrides])
     size = "demo" if config["size"] == "auto" else config["size"]
@@ -200,8 +196,6 @@ def _commit(method: RestorerID, fit: ScaleFit) -> None:
 
 
 if __name__ == "__main__":
-    from bench.errors import BenchError
-
     try:
         sys.exit(main())
     except BenchError as error:

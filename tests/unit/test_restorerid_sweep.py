@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import ClassVar
 
 import pytest
@@ -96,3 +97,29 @@ def test_wrong_tables_and_batches_are_named(tmp_path):
     (tmp_path / "broken.csv").write_text("image_id,quality,scale,similarity\na,1,x,2\n")
     with pytest.raises(UsageError, match=r"broken\.csv is no sweep"):
         read_sweep(tmp_path / "broken.csv")
+
+
+def test_the_command_sweeps_training_people_draws_and_goes_on(tmp_path, capsys, monkeypatch):
+    from bench.data.training import TrainingPairs
+    from methods.restorerid import calibrate_scale
+
+    words = ["--output", str(tmp_path), "--pictures", "6", "--largest", "2", "--step", "1", "--intervals", "2"]
+    words += ["data=orl_heavy", "size=demo", "method.sampling.preset=fast", "method.sampling.steps=2"]
+    monkeypatch.setattr(calibrate_scale, "BATCH", 2)
+    with contextlib.suppress(UsageError):  # two steps may well find that lambda does not fall with the quality
+        calibrate_scale.main(words)
+    rows = read_sweep(tmp_path / "sweep.csv")
+    assert {row.scale for row in rows} == {0.0, 1.0, 2.0}
+    assert len(rows) == 6 * 3
+    config = calibrate_scale.compose("run", ["method=input", "data=orl_heavy"])
+    people = TrainingPairs(calibrate_scale.DataSettings(**config["data"]), calibrate_scale.TrainingSettings()).people
+    assert {row.image_id.split(" ", 2)[2].split("/")[0] for row in rows} <= set(people)
+    # The weight of the identity changes the picture, and nothing else does between rows of one picture.
+    assert any(a.similarity != b.similarity for a, b in zip(rows[:2], rows[2:4], strict=True))
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "quality" in capsys.readouterr().out
+    monkeypatch.setattr(calibrate_scale, "sweep", lambda *_: pytest.fail("a picture was restored again"))
+    with contextlib.suppress(UsageError):
+        calibrate_scale.main(words)
+    with pytest.raises(UsageError, match="other lambdas"):
+        calibrate_scale.main([*words, "--largest", "3"])
