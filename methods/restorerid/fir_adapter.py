@@ -87,12 +87,12 @@ class FIRAdapter(nn.Module):
         if tokens is None:
             raise UsageError("The FIR-Adapter needs identity_tokens; without a reference give the unconditional ones.")
         tokens = repeat_to_batch(tokens, features.shape[0]).to(features.dtype)
-        lq_map = repeat_to_batch(map_of_size(conditions["lq_maps"], features), features.shape[0])
+        lq_map = map_of_size(conditions["lq_maps"], features)
         cells = lq_map.flatten(2).transpose(1, 2)
         if self.form == "paper":
-            enhanced = self.norm(cells + self.attention(cells, tokens))
+            enhanced = self.norm(repeat_to_batch(cells, len(tokens)) + self.attention(cells, tokens))
         else:
-            enhanced = cells + self.attention(self.norm(cells), tokens)
+            enhanced = repeat_to_batch(cells, len(tokens)) + self.attention(self.norm(cells), tokens)
         hidden = self.shared(enhanced.transpose(1, 2).unflatten(-1, lq_map.shape[-2:]))
         if self.form == "paper":
             # Features first: the result keeps their memory layout, on which the next layer's rounding depends.
@@ -119,10 +119,11 @@ class IdentityCrossAttention(nn.Module):
         self.to_out = nn.Linear(width, width)
 
     def forward(self, cells: Tensor, identity_tokens: Tensor) -> Tensor:
-        """Maps cells (B, L, width) and tokens (B, N, identity_width) to (B, L, width)."""
+        """Maps cells (B', L, width) and tokens (B, N, identity_width) to (B, L, width); B is a multiple of B'."""
+        queries = repeat_to_batch(self.to_q(cells), len(identity_tokens))
         query, key, value = (
             x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for x in (self.to_q(cells), self.to_k(identity_tokens), self.to_v(identity_tokens))
+            for x in (queries, self.to_k(identity_tokens), self.to_v(identity_tokens))
         )
         attended: Tensor = self.to_out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
         return attended
