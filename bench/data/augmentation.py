@@ -39,6 +39,8 @@ class AugmentationSettings:
         marks: Chance that a person gets small marks, as the probe paints them (bench/protocol/probe.py)
             but anywhere on the face: in half of these samples on the ground truth and the references,
             in the other half on the references alone. Off by default.
+        mixed_identities: Chance that a sample shows a new person made of two (bench/data/mixed_identities.py). Off by
+            default.
     """
 
     flip: float = 0.5
@@ -49,6 +51,7 @@ class AugmentationSettings:
     tone: float = 0.25
     light: float = 0.12
     marks: float = 0.0
+    mixed_identities: float = 0.0
 
 
 class PairAugmentation:

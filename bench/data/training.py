@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 
 from bench.batch import FaceBatch
 from bench.data.augmentation import AugmentationSettings, PairAugmentation
+from bench.data.mixed_identities import draw_region, mix, nearest_pose
 from bench.data.pool import TrainingPairPool, with_own_noise
 from bench.degradation.pipeline import DegradationPipeline
 from bench.errors import MissingError, UsageError
@@ -119,7 +120,8 @@ class TrainingPairs(IterableDataset[FaceBatch]):
         self.photos = [photo for own in self.people.values() for photo in own]
         self.pipeline = _pipeline(data, self.size)
         self.pool = TrainingPairPool(settings.pool, settings.batch_size, settings.seed)
-        self.augment = PairAugmentation(AugmentationSettings(**settings.augmentation))
+        self.settings_of_augmentation = AugmentationSettings(**settings.augmentation)
+        self.augment = PairAugmentation(self.settings_of_augmentation)
         self._others: dict[str, list[int]] = {}
         for position, own in enumerate(self.photos):
             self._others.setdefault(own.identity, []).append(position)
@@ -143,10 +145,28 @@ class TrainingPairs(IterableDataset[FaceBatch]):
         others = [position for position in self._others[identity] if position != target]
         chosen = rng.choice(others, size=self.settings.references, replace=False)
         loaded = [self._load(int(position)) for position in (target, *chosen)]
+        mixed = self.settings_of_augmentation.mixed_identities
+        # Nothing is drawn where it is off, so that such trainings stay what they were.
+        if mixed and len(self._others) > 1 and rng.random() < mixed:
+            loaded = self._mixed(identity, loaded, rng)
         images, points = self.augment(
             torch.stack([image for image, _ in loaded]), torch.stack([own for _, own in loaded]), rng
         )
         return images, points, identity, self.photos[target].photo.path
+
+    def _mixed(
+        self, identity: str, loaded: list[tuple[Tensor, Tensor]], rng: np.random.Generator
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The same pictures with a part of the face of another person, of whom each picture gets one of its own."""
+        others = [name for name in self._others if name != identity]
+        left = list(self._others[others[int(rng.integers(len(others)))]])
+        region = draw_region(rng)
+        mixed = []
+        for image, points in loaded:
+            candidates = torch.stack([torch.from_numpy(np.asarray(self.photos[own].photo.points)).float() for own in left])
+            other, other_points = self._load(left.pop(nearest_pose(points, candidates)))
+            mixed.append((mix(image, points, other, other_points, region), points))
+        return mixed
 
     def batch(self, step: int) -> FaceBatch:
         """The batch of one step on this rank."""
