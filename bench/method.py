@@ -52,12 +52,15 @@ class RestorationMethod(LightningModule):
         native_size: Side of the square pictures the network works on, in pixels; None for any size.
         size: Which preset was built ("paper", "demo"); None where there is only one.
         architecture_keys: Settings that the weights were trained with and cannot be used without.
+        not_in_revision: Settings that change no picture of given weights (what only training reads, or a path whose
+            content `conditions` names).
         optimizer_steps_per_batch: How often an optimiser steps per training batch. Lightning's
             `max_steps` counts these, ours counts batches.
     """
 
     spec: ClassVar[MethodSpec]
     architecture_keys: ClassVar[tuple[str, ...]] = ()
+    not_in_revision: ClassVar[tuple[str, ...]] = ()
     optimizer_steps_per_batch: int = 1
     native_size: int | None = None
     size: str | None = None

@@ -163,7 +163,9 @@ class TrainingPairs(IterableDataset[FaceBatch]):
         region = draw_region(rng)
         mixed = []
         for image, points in loaded:
-            candidates = torch.stack([torch.from_numpy(np.asarray(self.photos[own].photo.points)).float() for own in left])
+            candidates = torch.stack(
+                [torch.from_numpy(np.asarray(self.photos[own].photo.points)).float() for own in left]
+            )
             other, other_points = self._load(left.pop(nearest_pose(points, candidates)))
             mixed.append((mix(image, points, other, other_points, region), points))
         return mixed

@@ -142,6 +142,8 @@ def _measure_size(
     batch = random_batch(ours, count, ours.native_size or int(config["data"]["size"]), device)
     _take_turns(sides, batch, seconds)
     by_name = {side.name: side for side in sides}
+    # Read before training, whose peak is another figure.
+    peak = by_name["ours"].memory_mb if gpu else resident_peak_mb()
     record = {
         "size": size,
         "side": int(batch.lq.shape[-1]),
@@ -152,7 +154,7 @@ def _measure_size(
         "fast_ratio": _ratio(by_name.get("ours, float32", by_name["ours"]), by_name["fast preset"]),
         "flat": _flat(ours, count, images, batch) if images else None,
         "training": _training(config, size, device),
-        "peak_memory_mb": torch.cuda.max_memory_allocated(device) / 1e6 if gpu else resident_peak_mb(),
+        "peak_memory_mb": peak,
         "notes": list(dict.fromkeys(notes)),
     }
     return record

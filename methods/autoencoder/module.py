@@ -13,6 +13,7 @@ from bench.errors import UsageError
 from bench.faces.sface import crop_faces, shared_sface
 from bench.method import MethodSpec, RestorationMethod
 from bench.seeds import derive_seed
+from methods.blocks.learning_rate import learning_rate
 
 FACTOR = 8
 
@@ -127,15 +128,9 @@ class Autoencoder(RestorationMethod):
         deviation.lerp_(means.std((0, 2, 3)), share)
 
     def _set_learning_rate(self) -> None:
-        """Rises linearly over the first batches, then falls along a cosine to a hundredth."""
-        options, last = self.settings["optimiser"], self.settings["training"]["max_steps"]
-        first = options["decay_after"] * last
-        done = min(1.0, max(0.0, (self.batches_done - first) / max(1.0, last - first)))
-        fallen = 0.01 + 0.99 * (1 + torch.cos(torch.tensor(torch.pi * done)).item()) / 2
-        factor = min(1.0, (self.batches_done + 1) / options["warm_up"]) * fallen
-        optimisers = cast(torch.optim.Optimizer, self.optimizers())
-        for group in optimisers.param_groups:
-            group["lr"] = options["learning_rate"] * factor
+        rate = learning_rate(self.settings["optimiser"], self.batches_done, self.settings["training"]["max_steps"])
+        for group in cast(torch.optim.Optimizer, self.optimizers()).param_groups:
+            group["lr"] = rate
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps how many batches were trained on."""

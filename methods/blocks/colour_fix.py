@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ColourFix = Literal["wavelet", "adain", "none"]
+COLOUR_FIXES = get_args(ColourFix)
 LEVELS = 5
 VARIANCE_FLOOR = 1e-5
 
@@ -49,7 +50,7 @@ def colour_fix(
     elif method == "none":
         fixed = restored
     else:
-        raise unknown_name("colour fix", method, get_args(ColourFix))
+        raise unknown_name("colour fix", method, COLOUR_FIXES)
     return fixed.clamp(low, high)
 
 

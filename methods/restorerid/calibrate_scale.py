@@ -1,9 +1,10 @@
 """Sweeps the weight of the identity, draws the curves of the paper's Fig. 5 and fits alpha and beta of Eq. 9.
 
 `python -m methods.restorerid.calibrate_scale --output FOLDER [KEY=VALUE ...]` degrades photographs of training
-identities with the presets of `PRESETS`, restores each with every lambda and the same noise, and writes `sweep.csv`,
-`curves.png` and `fit.json` into the folder. A sweep that was interrupted goes on where it stopped; one that is whole is
-only read. `--commit` puts alpha and beta into `quality_demo.json`, from which the demo takes them.
+identities with the presets of `PRESETS`, restores each with every lambda and the same noise, and writes the sweep,
+`curves.png` and `fit.json` into the folder. A sweep that was interrupted goes on where it stopped, if weights and
+settings are still the same; one that is whole is only read. `--commit` puts alpha and beta into `quality_demo.json`,
+from which the demo takes them.
 
 Source: RestorerID (arXiv 2411.14125), Sec. 3.4 and Fig. 5: 150 LQ pictures, lambda from 0 to 2 in steps of 0.04. The
 similarity is that of the recogniser which conditions the method, never of the one that judges it.
@@ -18,16 +19,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
-from bench.config import compose, method_settings
+from bench.config import compose
 from bench.data.training import TrainingPairs, TrainingSettings
-from bench.errors import BenchError, MissingError, UsageError
+from bench.errors import BenchError, UsageError
 from bench.files import atomic_path, write_json
 from bench.protocol.protocol import DataSettings
-from bench.weights.method_weights import read_weights, weights_path
+from bench.runs.plan import build_method
 from methods.restorerid import quality
 from methods.restorerid.adaptive_scale import (
     IntervalCurve,
@@ -118,7 +119,7 @@ def swept(method: RestorerID, batches: Iterator[FaceBatch], scales: Sequence[flo
     """The sweep, written after every batch; pictures that the table already holds are not restored again.
 
     Raises:
-        UsageError: The table was made with other weights of the identity.
+        UsageError: The table was made with other lambdas.
     """
     rows = read_sweep(table) if table.is_file() else []
     if rows and {row.scale for row in rows} != set(scales):
@@ -149,10 +150,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--commit", action="store_true", help="write alpha and beta into quality_demo.json")
     arguments = parser.parse_args(words)
     torch.set_num_threads(1)
-    method = _method(arguments.overrides)
+    # With a fixed lambda the revision names all that decides the sweep, and no calibration.
+    given = ["data=orl_heavy", *arguments.overrides, "method.id_scale=0"]
+    built, revision, _ = build_method(compose("run", ["method=restorerid", *given]))
+    method = cast(RestorerID, built)
     chosen = [word for word in arguments.overrides if word.startswith("data")] or ["data=orl_heavy"]
     batches = training_pictures(chosen, arguments.pictures, int(method.native_size or 0))
-    rows = swept(method, batches, sweep_scales(arguments.largest, arguments.step), arguments.output / "sweep.csv")
+    table = arguments.output / f"sweep-{revision}.csv"
+    rows = swept(method, batches, sweep_scales(arguments.largest, arguments.step), table)
     curves = interval_curves(rows, quality_edges([row.quality for row in rows], arguments.intervals))
     for curve in curves:
         sys.stdout.write(
@@ -172,19 +177,6 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.commit:
         _commit(method, fit)
     return 0
-
-
-def _method(overrides: Sequence[str]) -> RestorerID:
-    given = [] if any(word.startswith("data=") for word in overrides) else ["data=orl_heavy"]
-    config = compose("run", ["method=restorerid", *given, *overrides])
-    size = "demo" if config["size"] == "auto" else config["size"]
-    settings: dict[str, Any] = method_settings(config["method"], size) | {"seed": config["seed"]}
-    path = weights_path("restorerid", size, settings["weights"])
-    if path is None:
-        raise MissingError(f"RestorerID has no weights of size {size} here. Train them, or give method.weights=FILE.")
-    method = RestorerID(settings)
-    method.load_weights_state(read_weights(path)[0])
-    return method.eval()
 
 
 def _commit(method: RestorerID, fit: ScaleFit) -> None:

@@ -143,7 +143,7 @@ def projection_part(projection: IdentityProjection, prefix: str = PROJECTION_PRE
 
 
 def ip_adapter_parts(unet: UNet2DConditionModel, identity: AdapterSet, projection: IdentityProjection) -> list[Part]:
-    """The parts of IP-Adapter's own FaceID-Plus file, keys joined with dots (`flatten_ip_adapter`).
+    """The parts of IP-Adapter's own FaceID-Plus file, as `read_checkpoint` names its keys.
 
     There the attention layers are numbered: down, up, mid, self- before cross-attention.
     """
@@ -157,11 +157,6 @@ def ip_adapter_parts(unet: UNet2DConditionModel, identity: AdapterSet, projectio
         part_of("identity", "ip_adapter.", identity, released.__getitem__),
         projection_part(projection, "image_proj."),
     ]
-
-
-def flatten_ip_adapter(content: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Joins the two groups of an IP-Adapter file (`image_proj`, `ip_adapter`) under dotted names."""
-    return {f"{group}.{name}": tensor for group, tensors in content.items() for name, tensor in tensors.items()}
 
 
 def load_checkpoint(checkpoint: Mapping[str, Tensor], modules: RestorerIDModules, source: str) -> Conversion:

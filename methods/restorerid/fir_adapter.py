@@ -75,7 +75,7 @@ class FIRAdapter(nn.Module):
         Args:
             features: Output x of the ResBlock, (B, C, h, w).
             conditions: `lq_maps`: maps (B', lq_channels, h, w) by (h, w); `identity_tokens`: (B'', N,
-                identity_width). B is a multiple of B' and of B''.
+                identity_width). B is a multiple of B' and of B''. `base_only`: whether to change nothing.
 
         Returns:
             (B, C, h, w).
@@ -83,6 +83,8 @@ class FIRAdapter(nn.Module):
         Raises:
             UsageError: No map has this size, or there are no identity tokens.
         """
+        if conditions.get("base_only"):
+            return features
         tokens = conditions.get("identity_tokens")
         if tokens is None:
             raise UsageError("The FIR-Adapter needs identity_tokens; without a reference give the unconditional ones.")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 
 from bench.errors import UsageError
@@ -104,11 +105,13 @@ class IdentityAttention(nn.Module):
             conditions: `identity_tokens`, (B', N, identity_width): without them, or with None, the text alone
                 is attended to. `identity_scale`: weight lambda of the identity, one number or (B',); 1 if
                 absent. B is B' or a multiple of it. `use_kept`: whether keys and values in cross-attention are those
-                of `keep` rather than made of the tokens.
+                of `keep` rather than made of the tokens. `base_only`: whether to attend as the layer alone would.
 
         Returns:
             (B, L, channels).
         """
+        if conditions.get("base_only"):
+            return AttnProcessor2_0()(attention, hidden_states, context, attention_mask)
         layers = _layers(attention)
         tokens = hidden_states if context is None else context
         query = _split(attention, self._project("q", layers["q"], hidden_states))

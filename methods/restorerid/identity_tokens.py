@@ -190,8 +190,8 @@ class ClipImageStates(nn.Module):
             MissingError: There is no such file.
             UsageError: It is no file of this encoder.
         """
-        from bench.files import sha256_file
         from methods.blocks.checkpoints.accounting import convert, part_of, read_checkpoint
+        from methods.blocks.tensor_cache import file_digest
 
         part = part_of("image_encoder", "", self.image_encoder, lambda name: name)
         found = convert(
@@ -202,7 +202,7 @@ class ClipImageStates(nn.Module):
             left_out={r"vision_model\.embeddings\.position_ids": "positions are counted"},
         )
         self.image_encoder.load_state_dict(found.states["image_encoder"], strict=True)
-        self.digest = f"clip {sha256_file(path)[:12]}"
+        self.digest = f"clip {file_digest(path)[:12]}"
 
     def forward(self, crops: Tensor, bgr_compat: bool = True) -> Tensor:
         """Reads face crops.
@@ -259,11 +259,13 @@ class PublishedFaceEncoder:
     def encode(self, images: Tensor, points: Tensor) -> FaceFeatures:
         """Reads faces; see `FaceEncoder.encode`."""
         crops = crop_faces(images, points, self.clip.side)
-        return FaceFeatures(self.recogniser.embed(images, points), self.clip(crops, self.bgr_compat))
+        clip = self.clip.to(images.device)
+        return FaceFeatures(self.recogniser.embed(images, points), clip(crops, self.bgr_compat))
 
     def unconditional(self, count: int, device: torch.device | str) -> FaceFeatures:
         """See `FaceEncoder.unconditional`."""
-        return FaceFeatures(torch.zeros(count, self.identity_dim, device=device), self.clip.unconditional(count))
+        states = self.clip.to(device).unconditional(count)
+        return FaceFeatures(torch.zeros(count, self.identity_dim, device=device), states)
 
 
 class DemoFaceEncoder:

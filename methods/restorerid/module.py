@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -17,10 +19,13 @@ from bench.errors import UsageError, unknown_name
 from bench.method import MethodSpec, RestorationMethod
 from bench.seeds import derive_seed
 from bench.weights.method_weights import read_weights
+from methods.blocks.adapted_unet import AdapterSet
 from methods.blocks.base_models import base_model
-from methods.blocks.colour_fix import colour_fix
+from methods.blocks.colour_fix import COLOUR_FIXES, colour_fix
+from methods.blocks.latent_diffusion import load_base
 from methods.blocks.latent_samples import LatentBatch, LatentSamples
 from methods.blocks.latent_space import LatentSpace, latent_space
+from methods.blocks.learning_rate import learning_rate
 from methods.blocks.sampling import Branch, ModelCall, Sampler, sampling_preset
 from methods.blocks.text_conditioning import text_tokens
 from methods.restorerid.adaptive_scale import adaptive_id_scale
@@ -28,7 +33,7 @@ from methods.restorerid.face_encoders import build_face_encoder
 from methods.restorerid.identity_tokens import FaceFeatures
 from methods.restorerid.network import STAGES, RestorerIDNetwork
 from methods.restorerid.quality import QualityEstimator, build_quality
-from methods.restorerid.reference_faces import choose_references
+from methods.restorerid.reference_faces import ON_MISSING_FACE, choose_references
 
 if TYPE_CHECKING:
     from torch.utils.data import IterableDataset
@@ -85,11 +90,18 @@ class RestorerID(RestorationMethod):
         licence="Apache-2.0 (this implementation); the released weights name Apache-2.0 in their README",
     )
     architecture_keys = ("native_size", "base", "network", "face_encoder")
+    not_in_revision = ("autoencoder", "dropout", "ema_halflife_pictures", "weights_dtype")
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
         if settings["reference"] not in REFERENCE_CHOICES:
             raise unknown_name("value of method.reference", settings["reference"], REFERENCE_CHOICES)
+        for key, known in (("on_missing_face", ON_MISSING_FACE), ("colour_fix", COLOUR_FIXES)):
+            if settings[key] not in known:
+                raise unknown_name(f"value of method.{key}", settings[key], known)
+        scale = settings["id_scale"]
+        if scale != "adaptive" and not (isinstance(scale, int | float) and 0 <= scale < math.inf):
+            raise UsageError(f"method.id_scale must be adaptive or a number from 0 on, got {scale!r}.")
         self.native_size = int(settings["native_size"])
         self.size = settings["size"]
         self.base = base_model(settings["base"])
@@ -154,7 +166,8 @@ class RestorerID(RestorationMethod):
         if self.settings["use_identity"]:
             found["face_encoder"] = self.face_encoder.digest
         if self._adaptive:
-            found["quality"] = self.quality.name
+            alpha, beta = self._calibration()
+            found["quality"] = f"{self.quality.digest}, alpha {alpha:g}, beta {beta:g}"
         return found
 
     @property
@@ -167,9 +180,8 @@ class RestorerID(RestorationMethod):
         changed = []
         if not self.settings["use_identity"]:
             changed.append("base")
-        elif self.settings["reference"] == "none":
-            changed.append("blind")
         else:
+            changed += ["blind"] if self.settings["reference"] == "none" else []
             changed += [] if self.settings["use_fir"] else ["no-fir"]
             changed += [] if self._adaptive else [f"scale{self.settings['id_scale']:g}"]
         return "+".join([self.spec.name, *changed]) + f"@{self.size}"
@@ -294,6 +306,11 @@ class RestorerID(RestorationMethod):
         """
         if not self._adaptive:
             return torch.full((len(lq),), float(self.settings["id_scale"]), device=lq.device)
+        alpha, beta = self._calibration()
+        return adaptive_id_scale(self.quality(lq), alpha, beta, self.settings["id_scale_max"])
+
+    def _calibration(self) -> tuple[float, float]:
+        """Alpha and beta of Eq. 9: those of the settings, or those the quality estimator was calibrated with."""
         alpha = self.settings["alpha"] if self.settings["alpha"] is not None else self.quality.alpha
         beta = self.settings["beta"] if self.settings["beta"] is not None else self.quality.beta
         if alpha is None or beta is None:
@@ -301,7 +318,7 @@ class RestorerID(RestorationMethod):
                 f"The quality estimator {self.quality.name!r} has no calibration. Give method.alpha and method.beta, "
                 "or a fixed method.id_scale."
             )
-        return adaptive_id_scale(self.quality(lq), alpha, beta, self.settings["id_scale_max"])
+        return float(alpha), float(beta)
 
     # Timing ------------------------------------------------------------------------------------
 
@@ -342,18 +359,44 @@ class RestorerID(RestorationMethod):
                 f"method.training.stage={stage} goes on from the stage before: give its weights with "
                 "method.training.start_from=FILE."
             )
+        elif self.base.hub_ids:
+            stock = load_base(self.base, self.settings["autoencoder"], ("unet",))["unet"]
+            self.network.adapted.unet.load_state_dict(stock.state_dict())
+        if training.get("id_model"):
+            self._read_id_model(Path(training["id_model"]).expanduser())
         self.network.train_only(stage)
         if not training["train_unet"]:
             self.network.adapted.unet.requires_grad_(False)
         if self.settings["ema_halflife_pictures"]:
             self.averaged = copy.deepcopy(self.network).requires_grad_(False)
 
-    def _read_stage(self, path: str) -> None:
-        from pathlib import Path
+    def _read_id_model(self, path: Path) -> None:
+        """Takes the ready-made ID model of an IP-Adapter FaceID-Plus file, as the paper does."""
+        from methods.blocks.checkpoints.accounting import convert, read_checkpoint
+        from methods.restorerid.checkpoint import ip_adapter_parts
 
+        network = self.network
+        if network.projection is None:
+            raise UsageError("method.training.id_model is of no use with method.use_identity=false.")
+        identity = cast(AdapterSet, network.adapted.adapters["identity"])
+        found = convert(
+            read_checkpoint(path),
+            ip_adapter_parts(network.adapted.unet, identity, network.projection),
+            expected="IP-Adapter's FaceID-Plus for this base model (ip-adapter-faceid-plus_sd15.bin)",
+            source=str(path),
+        )
+        identity.load_state_dict(found.states["identity"])
+        network.projection.load_state_dict(found.states["projection"])
+
+    def _read_stage(self, path: str) -> None:
         stage = self.settings["training"]["stage"]
         state, metadata = read_weights(Path(path).expanduser())
-        missing, surplus = self.network.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+        try:
+            missing, surplus = self.network.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+        except RuntimeError as error:
+            raise UsageError(
+                f"{path} is no earlier stage of this network: {str(error).splitlines()[-1].strip()}"
+            ) from error
         needed = {*STAGES["base"], *(STAGES["identity"] if stage == "fir" else ())}
         absent = sorted({self.network.part_of(name) for name in missing} & needed)
         if absent or surplus:
@@ -391,16 +434,21 @@ class RestorerID(RestorationMethod):
 
         References stay in the row of their ground truth (the released second stage mixes them up).
         """
+        batch = batch.to(self.device)
         assert batch.gt is not None and batch.reference_landmarks is not None
         with torch.no_grad():
             latents = self.space.encode(torch.cat([batch.gt, batch.lq]) * 2 - 1)
-            face = self.face_encoder.encode(batch.references[:, 0], batch.reference_landmarks[:, 0])
-        return {
-            "latent": latents[: len(batch)],
-            "lq_latent": latents[len(batch) :],
-            "identity": face.identity,
-            "image_states": face.image_states,
-        }
+            made = {"latent": latents[: len(batch)], "lq_latent": latents[len(batch) :]}
+            if self._reads_faces:
+                face = self.face_encoder.encode(batch.references[:, 0], batch.reference_landmarks[:, 0])
+                made |= {"identity": face.identity, "image_states": face.image_states}
+        return made
+
+    @property
+    def _reads_faces(self) -> bool:
+        """Whether training samples need faces: stage `base` reads none, but shares its cache with the others."""
+        training = self.settings["training"]
+        return training["stage"] != "base" or bool(training["cached_samples"])
 
     def training_step(self, batch: LatentBatch | FaceBatch, batch_idx: int) -> Tensor:
         """One batch: the squared error of the predicted noise (Eqs. 1 and 8).
@@ -420,17 +468,13 @@ class RestorerID(RestorationMethod):
         alpha = self.sampler.alphas_cumprod.to(latent)[timestep].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * latent + (1 - alpha).sqrt() * noise
         lq_latent = torch.where(without_lq.to(latent.device)[:, None, None, None], 0.0, tensors["lq_latent"])
-        tokens, scale = None, None
-        if self.network.projection is not None and options["stage"] != "base":
+        tokens, scale, base_only = None, None, options["stage"] == "base"
+        if self.network.projection is not None and not base_only:
             tokens = self._training_tokens(tensors, without_identity.to(latent.device))
             scale = torch.full((count,), float(options["id_scale"]), device=latent.device)
-        elif self.network.projection is not None:
-            # The base is trained without its ID model, whose weight is therefore nothing.
-            tokens = latent.new_zeros(count, self.network.projection.num_tokens, self.base.text_width)
-            scale = torch.zeros(count, device=latent.device)
         maps = self.network.lq_maps(lq_latent, timestep)
         text = self.text(count, "").to(latent)
-        predicted = self.network(noisy, timestep, text, maps, tokens, scale)
+        predicted = self.network(noisy, timestep, text, maps, tokens, scale, base_only=base_only)
         target = noise
         if self.base.prediction == "v_prediction":
             target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latent
@@ -465,14 +509,9 @@ class RestorerID(RestorationMethod):
                     mean.lerp_(value, 1 - decay)
 
     def _set_learning_rate(self) -> None:
-        """Rises linearly over the first batches, then falls along a cosine to a hundredth."""
-        options, last = self.settings["optimiser"], self.settings["training"]["max_steps"]
-        first = options["decay_after"] * last
-        done = min(1.0, max(0.0, (self.batches_done - first) / max(1.0, last - first)))
-        fallen = 0.01 + 0.99 * (1 + torch.cos(torch.tensor(torch.pi * done)).item()) / 2
-        factor = min(1.0, (self.batches_done + 1) / max(1, options["warm_up"])) * fallen
+        rate = learning_rate(self.settings["optimiser"], self.batches_done, self.settings["training"]["max_steps"])
         for group in cast(torch.optim.Optimizer, self.optimizers()).param_groups:
-            group["lr"] = options["learning_rate"] * factor
+            group["lr"] = rate
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps how many batches were trained on."""
@@ -510,7 +549,8 @@ class RestorerID(RestorationMethod):
             )
         if surplus:
             raise UsageError(f"The weights hold tensors of {', '.join(sorted(surplus))} that this network has not.")
-        self.network.load_state_dict({name: state[name].float() for name in wanted})
+        self.network.load_state_dict({name: state[name].float() for name in wanted}, assign=True)
+        self.frozen.pop("inference", None)
 
 
 def _writes(network: nn.Module) -> int:

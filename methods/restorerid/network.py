@@ -90,6 +90,7 @@ class RestorerIDNetwork(nn.Module):
         identity_tokens: Tensor | None = None,
         identity_scale: Tensor | None = None,
         use_kept: bool = False,
+        base_only: bool = False,
     ) -> Tensor:
         """Predicts the noise.
 
@@ -101,12 +102,15 @@ class RestorerIDNetwork(nn.Module):
             identity_tokens: (B, N, width); None without ID model.
             identity_scale: Weight of the identity, (B,) or that of one branch.
             use_kept: Whether cross-attention reads the keys and values of `keep`, made of the same tokens.
+            base_only: Whether ID model and FIR-Adapters are passed over, as if they were not there.
 
         Returns:
             (B, C, h, w).
         """
         if self.projection is None:
             return self.adapted(latent, timestep, text, lq_maps=lq_maps)
+        if base_only:
+            return self.adapted(latent, timestep, text, lq_maps=lq_maps, base_only=True)
         if identity_scale is None:
             identity_scale = torch.ones(len(latent), device=latent.device)
         conditions: dict[str, Any] = {"identity_tokens": identity_tokens, "identity_scale": identity_scale}
@@ -120,10 +124,10 @@ class RestorerIDNetwork(nn.Module):
 
         Weights may change between samplings, not within one.
         """
-        with torch.inference_mode():
-            for adapter, attention in self._identity_attention():
-                adapter.merge_lora(attention)
         try:
+            with torch.inference_mode():
+                for adapter, attention in self._identity_attention():
+                    adapter.merge_lora(attention)
             yield
         finally:
             for adapter, _ in self._identity_attention():

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.errors import UsageError, unknown_name
+from bench.files import sha256_bytes
+from bench.weights import catalogue
 
 SIGMAS = (0.5, 1.0, 2.0, 4.0, 8.0)
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
@@ -36,6 +38,11 @@ class QualityEstimator(Protocol):
     @property
     def name(self) -> str:
         """What is measured, for logs, cards and rows."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Names what decides its values, but for alpha and beta: hashes of weights."""
         ...
 
     @property
@@ -74,6 +81,11 @@ class MusiqQuality:
     def __init__(self) -> None:
         self._network: torch.nn.Module | None = None
 
+    @property
+    def digest(self) -> str:
+        """See `QualityEstimator.digest`."""
+        return f"musiq {catalogue.short_hash('musiq_koniq')}"
+
     @torch.no_grad()
     def __call__(self, lq: Tensor) -> Tensor:
         """Rates pictures; see `QualityEstimator`."""
@@ -109,6 +121,12 @@ class BandQuality:
     intercept: float
     alpha: float | None = None
     beta: float | None = None
+
+    @property
+    def digest(self) -> str:
+        """See `QualityEstimator.digest`."""
+        weights = [self.side, self.mean, self.spread, self.weights, self.intercept]
+        return f"bands {sha256_bytes(json.dumps(weights).encode())[:12]}"
 
     @torch.no_grad()
     def __call__(self, lq: Tensor) -> Tensor:

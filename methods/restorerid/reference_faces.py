@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from bench.errors import UsageError, unknown_name
 from bench.faces.detector import detect_faces
 
 OnMissingFace = Literal["error", "skip", "blind"]
-CHOICES = ("error", "skip", "blind")
+ON_MISSING_FACE = get_args(OnMissingFace)
 
 SKIP = " method.on_missing_face=skip (the picture's next reference is taken) or"
 BLIND = " method.on_missing_face=blind (a picture without any is restored without identity)"
@@ -89,8 +89,8 @@ def choose_references(
         MissingFaceError: See `on_missing_face`.
         UsageError: `on_missing_face` is none of the three.
     """
-    if on_missing_face not in CHOICES:
-        raise unknown_name("choice for method.on_missing_face", on_missing_face, CHOICES)
+    if on_missing_face not in ON_MISSING_FACE:
+        raise unknown_name("value of method.on_missing_face", on_missing_face, ON_MISSING_FACE)
     count = len(references)
     images = references.new_zeros((count, *references.shape[2:]))
     points = references.new_zeros((count, 5, 2))

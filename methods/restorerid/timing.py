@@ -108,7 +108,6 @@ class PlainPipeline:
         self.dtype = next(method.network_for_inference().parameters()).dtype
         network: RestorerIDNetwork = copy.deepcopy(method.network)
         self.network = network.to(self.dtype, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        self.network.adapted.uncompile()
 
     @property
     def pattern(self) -> str:

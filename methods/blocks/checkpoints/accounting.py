@@ -198,8 +198,9 @@ def restore(
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Tensors of a released file: safetensors, or a torch file read with `weights_only`.
 
-    The state of a training checkpoint (`state_dict`, `params_ema`, `params`) is taken out of it. Tensors are mapped
-    from the file where its format allows, so that memory is needed only for those that are read.
+    The state of a training checkpoint (`state_dict`, `params_ema`, `params`) is taken out of it; names of tensors in
+    groups (`image_proj` and `ip_adapter` of IP-Adapter's files) are joined to the group's with a dot. Tensors are
+    mapped from the file where its format allows, so that memory is needed only for those that are read.
 
     Raises:
         MissingError: There is no such file.
@@ -226,7 +227,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
             break
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)} if content else {}
+    content = content if isinstance(content, dict) else {}
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        groups = {group: own for group, own in content.items() if isinstance(own, dict)}
+        tensors = {f"{group}.{name}": own[name] for group, own in groups.items() for name in own}
+        tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UsageError(f"{path} holds no tensors by name. Give a checkpoint of a network.")
     return cast(dict[str, Tensor], tensors)
