@@ -23,9 +23,11 @@ from bench.protocol.probe import METRICS as PROBE_METRICS
 from bench.protocol.protocol import DataSettings, Protocol
 from bench.registry import load_method, load_metric
 from bench.weights.catalogue import entry_of_file, how_to_get
-from bench.weights.method_weights import read_weights, weights_path
+from bench.weights.method_weights import read_metadata, read_weights, weights_path
 
 OVERWRITE = ("never", "missing", "always")
+# Settings of the method that say where its network comes from, not which pictures it makes.
+TRAINING_SETTINGS = ("weights", "training", "optimiser", "losses")
 GENERATED = (
     "restored", "journal", "environment.json", "scores.parquet", "set_scores.parquet", "summary.json", "report.html",
     "mlflow.json",
@@ -60,7 +62,8 @@ class RunPlan:
 def choose_size(config: dict[str, Any]) -> tuple[str | None, Path | None]:
     """Which size of the method to run, and its weights file.
 
-    `auto` means paper if its weights and all else it needs are present, else demo with one line of warning.
+    `auto` means paper if its weights and all else it needs are present, else demo, with one line of warning where the
+    method has a paper size.
 
     Raises:
         UsageError: The method has no such size.
@@ -75,33 +78,37 @@ def choose_size(config: dict[str, Any]) -> tuple[str | None, Path | None]:
         raise unknown_name(f"size of {name}", wanted, ["auto", *sizes])
     known = [choice for choice in group_choices("data") if config["data"]["name"].startswith(choice)]
     train = f"bench train method={name} data={max(known, key=len, default='NAME')} size={{}}"
+    why = ""
     if wanted == "auto":
         if given:
-            _, metadata = read_weights(Path(given).expanduser()) if Path(given).expanduser().is_file() else ({}, {})
+            metadata = read_metadata(Path(given).expanduser()) if Path(given).expanduser().is_file() else {}
             stored = metadata.get("size", "demo")
             return (stored if stored in sizes else "demo"), weights_path(name, stored, given)
-        lacking: dict[str, str] = {}
-        path = weights_path(name, "paper")
-        if path is not None and not (lacking := load_method(name).absent(method_settings(method, "paper"))):
-            return "paper", path
-        reason = f"no paper-size weights of {name} here"
-        advice = f"To train them: {train.format('paper')}"
-        if lacking:
-            reason = f"{name}@paper lacks {', '.join(lacking)}"
-            advice = f"What brings them: bench check method={name} size=paper"
-        elif (released := entry_of_file(f"{name}_paper.safetensors")) is not None:
-            advice = how_to_get(released)
-        if (path := weights_path(name, "demo")) is not None:
-            print(f"bench: {reason}, running {name}@demo. {advice}", file=sys.stderr)  # noqa: T201
+        wanted, path, reason, advice = "demo", weights_path(name, "demo"), "", ""
+        if "paper" in sizes:
+            lacking: dict[str, str] = {}
+            paper = weights_path(name, "paper")
+            if paper is not None and not (lacking := load_method(name).absent(method_settings(method, "paper"))):
+                return "paper", paper
+            reason = f"no paper-size weights of {name} here"
+            advice = f"To train them: {train.format('paper')}"
+            if lacking:
+                reason = f"{name}@paper lacks {', '.join(lacking)}"
+                advice = f"What brings them: bench check method={name} size=paper"
+            elif (released := entry_of_file(f"{name}_paper.safetensors")) is not None:
+                advice = how_to_get(released)
+        if path is not None:
+            if reason:
+                print(f"bench: {reason}, running {name}@demo. {advice}", file=sys.stderr)  # noqa: T201
             return "demo", path
-        wanted = "demo"
+        why = f"Neither size can run: {reason}. {advice}\n" if reason else ""
     path = weights_path(name, wanted, given)
     if path is None:
         released = entry_of_file(f"{name}_{wanted}.safetensors")
         get = f"{how_to_get(released)}\nLicence: {released.licence}\nOr train" if released else "Train"
         raise MissingError(
-            f"The weights of {name}@{wanted} are not here, and a network with random weights is never scored. {get} "
-            f"them: {train.format(wanted)}, then give the file: method.weights=FILE."
+            f"{why}The weights of {name}@{wanted} are not here, and a network with random weights is never scored. "
+            f"{get} them: {train.format(wanted)}, then give the file: method.weights=FILE."
         )
     return wanted, path
 
@@ -119,9 +126,8 @@ def build_method(config: dict[str, Any]) -> tuple[RestorationMethod, str, Path |
     if lacking := method_class.absent(settings):
         raise MissingError("\n".join(f"{what}: {why}" for what, why in lacking.items()))
     method = method_class(settings)
-    identity: dict[str, Any] = {
-        key: value for key, value in settings.items() if key not in ("weights", "training", "optimiser", "losses")
-    }
+    left_out = ("weights", "training", "optimiser", "losses", *method_class.not_in_revision)
+    identity: dict[str, Any] = {key: value for key, value in settings.items() if key not in left_out}
     if path is not None:
         state, metadata = read_weights(path)
         _check_architecture(method, metadata, path)
