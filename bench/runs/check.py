@@ -72,8 +72,9 @@ def check_run(words: list[str]) -> Iterator[Check]:
         yield (outcome := _attempt(name, lambda work=work: work(config, found)))  # type: ignore[misc]
         if outcome.state == "error":
             break
-    yield from _needs(config)
-    yield _attempt("method", lambda: _method(config, found))
+    yield from (lacking := _needs(config))
+    if not lacking:
+        yield _attempt("method", lambda: _method(config, found))
     yield _attempt("metrics", lambda: _metrics(config))
     yield _attempt("run folder", lambda: _run_folder(config, found))
     yield _attempt("disk", lambda: _disk(config, found))

@@ -126,7 +126,7 @@ def build_method(config: dict[str, Any]) -> tuple[RestorationMethod, str, Path |
     if lacking := method_class.absent(settings):
         raise MissingError("\n".join(f"{what}: {why}" for what, why in lacking.items()))
     method = method_class(settings)
-    left_out = ("weights", "training", "optimiser", "losses", *method_class.not_in_revision)
+    left_out = (*TRAINING_SETTINGS, *method_class.not_in_revision)
     identity: dict[str, Any] = {key: value for key, value in settings.items() if key not in left_out}
     if path is not None:
         state, metadata = read_weights(path)

@@ -60,15 +60,32 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UsageError(f"{path} is not a readable safetensors file: {error}.") from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a weights file, whose tensors are not read.
+
+    Raises:
+        UsageError: The file is not a readable safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is not a readable safetensors file: {error}.") from error
+
+
 def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Writes tensors atomically; metadata that is no text is written as JSON.
 
-    Tensors that are mapped from another file go from file to file, without a copy in memory.
+    Tensors that are mapped from another file go from file to file, without a copy in memory. The same tensors and
+    metadata give the same bytes.
     """
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
         save_file(dict(state), str(temporary), metadata={key: _text(value) for key, value in metadata.items()})
+        _sort_metadata(temporary)
 
 
 def write_weights(path: Path, method: RestorationMethod, dtype: str, metadata: dict[str, Any]) -> str:
@@ -81,6 +98,21 @@ def write_weights(path: Path, method: RestorationMethod, dtype: str, metadata: d
     }
     write_tensors(path, state, metadata)
     return sha256_file(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sorts the metadata in a file's header, in place: safetensors writes them in an order that chance decides."""
+    with path.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(length))
+        if "__metadata__" not in header:
+            return
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        if len(text) > length:
+            raise ValueError(f"{path} has a header of {length} bytes, of which {len(text)} would be made")
+        stream.seek(8)
+        stream.write(text.ljust(length))
 
 
 def _text(value: Any) -> str:
