@@ -14,20 +14,20 @@ from typing import Any
 from bench.files import write_json
 from bench.leaderboard.schema import CLAIM, CLAIM_PAIR, validate
 from bench.registry import method_targets
-from bench.scores.claims_card import figures
+from bench.scores.claims_card import figures, trainings
 from bench.scores.claims_file import RULES, read_results
 
 FIELD = "claims_not_reproduced"
 MARK = "claim not reproduced"
 
 
-def claims_not_reproduced(label: str, protocol: str, protocol_id: str) -> list[dict[str, Any]] | None:
+def claims_not_reproduced(entry: Mapping[str, Any], revision: str) -> list[dict[str, Any]] | None:
     """What the method of a row states about claims that name the row, were tested on its protocol, and did not hold.
 
     Args:
-        label: Label of the row, such as "restorerid@demo".
-        protocol: Name of the row's protocol.
-        protocol_id: Its frozen id; a claim tested on other pictures marks nothing.
+        entry: Entry of the row, or the summary of a run: `method` (the label), `protocol` and `protocol_id`. A claim
+            tested on other pictures marks nothing.
+        revision: Hash of the row's weights and settings. A claim tested with other weights marks nothing.
 
     Returns:
         As in an entry (`schema.CLAIM`), with the comparisons that the claim failed in; None where the method is not
@@ -36,14 +36,16 @@ def claims_not_reproduced(label: str, protocol: str, protocol_id: str) -> list[d
     Raises:
         UsageError: The results are unreadable.
     """
-    method = re.split(r"[+@]", label, maxsplit=1)[0]
-    results = read_results(method) if method in method_targets() else None
+    label = str(entry["method"])
+    results = _results(label)
     if results is None:
         return None
+    if revision not in tested_revisions(results, label):
+        return []
+    row = (label, entry["protocol"], entry["protocol_id"])
     found = []
     for name, claim in results["claims"].items():
-        named = (claim["row"], claim["protocol"], claim["protocol_id"])
-        if named == (label, protocol, protocol_id) and not claim["reproduced"]:
+        if (claim["row"], claim["protocol"], claim["protocol_id"]) == row and not claim["reproduced"]:
             titles = {own: variant["title"] for own, variant in results["variants"].items()}
             pairs = [
                 {
@@ -59,11 +61,48 @@ def claims_not_reproduced(label: str, protocol: str, protocol_id: str) -> list[d
     return found
 
 
+def _results(label: str) -> dict[str, Any] | None:
+    method = re.split(r"[+@]", label, maxsplit=1)[0]
+    return read_results(method) if method in method_targets() else None
+
+
+def tested_revisions(results: Mapping[str, Any], label: str) -> set[str]:
+    """Revisions of the runs of a row's label that claims were tested with: one for each training."""
+    runs = (own for variant in results["variants"].values() for own in variant["protocols"].values())
+    return {revision for own in runs if own["label"] == label for revision in own["revisions"]}
+
+
+def outdated_tests(entry: Mapping[str, Any]) -> str | None:
+    """Why the tests of a row's claims say nothing of it: they were made with other weights, or on other pictures."""
+    if "accepted" in entry or (results := _results(str(entry["method"]))) is None:
+        return None
+    label, revision = str(entry["method"]), str(entry["revision"])
+    claims = [
+        claim for claim in results["claims"].values() if (claim["row"], claim["protocol"]) == (label, entry["protocol"])
+    ]
+    if not claims:
+        return None
+    method, again = results["method"], "test them again with python -m bench.scores.claims"
+    tested = tested_revisions(results, label)
+    if revision not in tested:
+        return (
+            f"{label}'s claims were tested with other weights: its revision is {revision}, claims.json has "
+            f"{', '.join(sorted(tested)) or 'none'}; {again} {method}."
+        )
+    ids = sorted({claim["protocol_id"] for claim in claims})
+    if ids != [entry["protocol_id"]]:
+        return (
+            f"{label}'s claims were tested on {entry['protocol']} {', '.join(ids)}, this row is of "
+            f"{entry['protocol_id']}; {again} {method}."
+        )
+    return None
+
+
 def with_todays_claims(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry with the marks that its method's `claims.json` gives today; results of others bear none of ours."""
     if "accepted" in entry:
         return entry
-    found = claims_not_reproduced(entry["method"], entry["protocol"], entry["protocol_id"])
+    found = claims_not_reproduced(entry, entry["revision"])
     if found is None:
         return entry
     rest = {key: value for key, value in entry.items() if key != FIELD}
@@ -72,18 +111,17 @@ def with_todays_claims(entry: dict[str, Any]) -> dict[str, Any]:
 
 def same_marks(summary: Mapping[str, Any], listed: Mapping[str, Any]) -> bool:
     """Whether a run would be listed with the marks that its listed entry has."""
-    found = claims_not_reproduced(summary["method"], summary["protocol"], summary["protocol_id"])
+    found = claims_not_reproduced(summary, summary["method_revision"])
     return found is None or found == listed.get(FIELD, [])
 
 
 def claim_text(claim: Mapping[str, Any]) -> str:
-    """Footnote of a claim that was not reproduced, with its figures."""
-    number = len(claim["seeds"])
-    seeds = f"{number} seed{'s' * (number > 1)} each"
+    """Footnote of a claim that was not shown to hold, with its figures."""
     pairs = "; ".join(f"{pair['variant']} against {pair['against']}: {figures(claim, pair)}" for pair in claim["pairs"])
     return (
         f"{MARK[0].upper()}{MARK[1:]}: {claim['text'].rstrip('.')} ({claim['source']}). {claim['title']} of {pairs} "
-        f"({seeds}; asked: {RULES.get(claim['rule'], claim['rule'])})."
+        f"(tested over people, for {trainings(len(claim['seeds']))}; asked: "
+        f"{RULES.get(claim['rule'], claim['rule'])})."
     )
 
 

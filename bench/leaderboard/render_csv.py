@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from bench.leaderboard.claim_marks import FIELD
 from bench.leaderboard.view import View
 from bench.scores.power import Power
 
@@ -24,7 +25,8 @@ def board_csv(view: View) -> str:
     """The board with full precision; `source` tells measured rows from published ones.
 
     `shows_05` and `shows_01` are the smallest true differences that one test of two rows shows with 80 % power at those
-    levels (`bench.scores.power`), `remark` holds the column's footnotes and the row's claims that were not reproduced.
+    levels (`bench.scores.power`), `remark` holds the column's footnotes and the row's claims on this metric that were
+    not reproduced.
     """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
@@ -38,9 +40,10 @@ def board_csv(view: View) -> str:
         own = {key: entry[key] for key in ("method", "revision", "seed", "code_revision", "licence", "reported_by")}
         own |= {key: entry[key] for key in ("created", "seconds_per_image", "peak_memory_mb", "parameters")}
         by_name = dict(zip((column.name for column in view.columns), row.cells, strict=True))
-        claims = [view.footnotes[n - 1] for n in row.claims]
+        marked = list(zip(entry.get(FIELD, []), row.claims, strict=True))
         for name, metric in {**entry["metrics"], **entry.get("set_metrics", {})}.items():
             cell = by_name.get(name)
+            claims = [view.footnotes[n - 1] for claim, n in marked if claim["metric"] == name]
             writer.writerow(
                 {
                     **common,

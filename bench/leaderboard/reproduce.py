@@ -291,20 +291,33 @@ def _ours(settings: PaperRow, data: PaperData, words: Sequence[str]) -> tuple[st
 
 
 def _ablation(settings: PaperRow, protocol: str) -> tuple[str | None, dict[str, Any]]:
-    """Means over the seeds of the one variant in the method's `claims.json` that has a row's words."""
+    """Means over the trainings of the one variant in the method's `claims.json` that has a row's words.
+
+    Results on other pictures than those of the committed protocol are none of the row.
+    """
     results = read_results(str(settings.name)) if settings.name in method_targets() else None
     wanted = {word for word in settings.words if not word.startswith("method=")}
+    committed = _committed_id(protocol)
     own = {
         name: one["protocols"][protocol]
         for name, one in (results or {}).get("variants", {}).items()
-        if set(one["words"]) == wanted and protocol in one["protocols"]
+        if set(one["words"]) == wanted
+        and protocol in one["protocols"]
+        and one["protocols"][protocol]["protocol_id"] == (committed or one["protocols"][protocol]["protocol_id"])
     }
     # Variants that differ in their training alone have the same words.
     if len(own) != 1:
         return None, {}
     ((name, one),) = own.items()
-    source = f"claims.json of {settings.name}, mean of {len(one['seeds'])} seeds"
-    return source, _summary_values({"method": name, "metrics": one["metrics"]})
+    source = f"claims.json of {settings.name}, mean of {len(one['seeds'])} trainings of {name}"
+    return source, _summary_values({"method": one["label"], "metrics": one["metrics"]})
+
+
+def _committed_id(protocol: str) -> str | None:
+    from bench.protocol.freeze import committed_path
+
+    path = committed_path(protocol)
+    return str(json.loads(path.read_text("utf-8"))["id"]) if path.is_file() else None
 
 
 def _label(settings: PaperRow) -> str | None:

@@ -21,6 +21,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) and one for one in value)
 
@@ -119,6 +123,8 @@ CLAIM_PAIR: dict[str, Check] = {
     "low": or_none(NUMBER),
     "high": or_none(NUMBER),
     "p": NUMBER,
+    "by_seed": ("a list of numbers, not empty", lambda value: value != [] and _are_numbers(value)),
+    "verdict": NAME,
 }
 ACCEPTED_OPTIONAL: dict[str, Check] = {"sample": ("a list of image ids", _is_texts)}
 PERSON: dict[str, Check] = {"mean": NUMBER, "n": COUNT}

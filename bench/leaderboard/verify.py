@@ -12,7 +12,7 @@ from typing import Any
 from bench.errors import BenchError
 from bench.leaderboard.board import FILES, board_texts
 from bench.leaderboard.bounds import recomputed_bounds, same_bounds
-from bench.leaderboard.claim_marks import FIELD, with_todays_claims
+from bench.leaderboard.claim_marks import FIELD, outdated_tests, with_todays_claims
 from bench.leaderboard.entry import board_names, entry_path, read_entry
 from bench.leaderboard.published import FOLDER, read_paper
 
@@ -23,8 +23,9 @@ def verify(root: Path, names: Sequence[str] | None = None, output: Path | None =
     An entry must fit its schema, its name and its board's protocol id, and where the protocol is committed, its id
     and its images; its means must be those of its identity means, its intervals those that the statistics give
     today; directions and units must be those of the metrics, and the same wherever the identity is the same; its
-    claims not reproduced must be those of its method's `claims.json`, where there is one. A rendered file must hold
-    what its entries give. The published numbers must fit their schema.
+    claims not reproduced must be those of its method's `claims.json`, where there is one, and these must have been
+    tested with its weights and on its pictures. A rendered file must hold what its entries give. The published
+    numbers must fit their schema.
 
     Args:
         root: Folder of all boards.
@@ -149,14 +150,17 @@ def _intervals(entry: dict[str, Any], path: Path) -> list[str]:
 
 
 def _claims(entry: dict[str, Any], path: Path) -> list[str]:
-    """Marks of claims that are not those of the method's results."""
+    """Marks of claims that are not those of the method's results, and results that say nothing of the entry."""
+    outdated = outdated_tests(entry)
+    found = [f"{path}: {outdated}"] if outdated else []
     wanted = with_todays_claims(entry)
     if wanted == entry:
-        return []
+        return found
     names = [", ".join(one["claim"] for one in own.get(FIELD, [])) or "none" for own in (entry, wanted)]
     return [
+        *found,
         f"{path}: marks as not reproduced {names[0]}, the method's claims.json says {names[1]} (or other figures): run "
-        f"`python -m bench.leaderboard.claim_marks {path.parent}`."
+        f"`python -m bench.leaderboard.claim_marks {path.parent}`.",
     ]
 
 

@@ -5,58 +5,37 @@
     python -m bench.scores.claims METHOD --runs FOLDER          # <FOLDER>/<variant>-<seed>-<protocol> -> claims.json
     python -m bench.scores.claims METHOD --card                 # claims.json -> the tables of the method's card
 
-Values are averaged over the seeds per image and metric first; intervals and tests are over people, not over seeds.
+A seed stands for one training, with weights of its own. Values are averaged over the seeds per image and metric first;
+intervals and tests are over people and say nothing of other trainings than these.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from bench.errors import BenchError, UsageError
 from bench.scores.claims_file import (
     BETTER,
+    CONTRADICTED,
+    NOT_SHOWN,
+    SHOWN,
     Claim,
     ClaimsFile,
     card_path,
-    claims_path,
     load_claims,
     read_results,
     results_path,
 )
+from bench.scores.claims_runs import VariantRuns, check_weights_across_protocols, listed, size_of, variant_runs
 
 if TYPE_CHECKING:
-    from bench.scores.compare import AveragedRuns
     from bench.scores.statistics import Comparison
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class VariantRuns:
-    """Finished runs of one variant on one protocol.
-
-    Attributes:
-        seeds: Seeds of the training, as the folders' names say.
-        protocol_id: Frozen id of the protocol.
-        metrics: By metric `title`, `unit` and `higher_is_better`, as the runs' summaries state them.
-        averaged: The runs and the mean over them.
-    """
-
-    seeds: list[int]
-    protocol_id: str
-    metrics: dict[str, dict[str, Any]]
-    averaged: AveragedRuns
-
-
 Found = Mapping[tuple[str, str], VariantRuns]
 
 
@@ -71,14 +50,15 @@ def evaluate(claims: ClaimsFile, folder: Path) -> dict[str, Any]:
         The content of `claims.json`: `schema`, `method`, `level`; `claims` with, for each claim, what is stated and
         `protocol_id`, `metric_identity`, `title`, `unit`, `higher_is_better`, `seeds`, `pairs` and `reproduced`; a pair
         for each variant that the claim is held against has `against`, both means over people (`mean`,
-        `against_mean`) and those of each seed (`by_seed`, `against_by_seed`), `difference` with the bounds `low` and
-        `high` of its 95 % interval, `interval`, `p`, `images`, `identities`, and whether it `holds`. `variants` has
-        for each variant `title`, `words`, `note` and, by protocol and metric, `mean`, `low`, `high`, `interval`, `n`,
-        `of`, `identities`, `by_seed` and what the metric is.
+        `against_mean`), `difference` with the bounds `low` and `high` of its 95 % interval, `interval`, `p`, the
+        difference of each seed (`by_seed`), `images`, `identities`, whether it `holds`, and the `verdict` in words.
+        `variants` has for each variant `title`, `words`, `budget` and by protocol `protocol_id`, `label`, `seeds`,
+        `revisions`, and by metric `mean`, `low`, `high`, `interval`, `n`, `of`, `identities`, `by_seed` and what the
+        metric is.
 
     Raises:
-        UsageError: Runs are missing, unfinished, or of other settings, protocols or metrics than stated, or the
-            variants of a claim have other seeds.
+        UsageError: Runs are missing, unfinished, or of other settings, sizes, protocols or metrics than stated; two
+            seeds of a variant have the same weights; or the variants of a claim have other seeds.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder. Give the one that holds the runs <variant>-<seed>-<protocol>.")
@@ -86,8 +66,9 @@ def evaluate(claims: ClaimsFile, folder: Path) -> dict[str, Any]:
         (variant, protocol): runs
         for variant in claims.variants
         for protocol in claims.protocols
-        if (runs := _variant_runs(claims, folder, variant, protocol))
+        if (runs := variant_runs(claims, folder, variant, protocol))
     }
+    check_weights_across_protocols(found)
     return {
         "schema": SCHEMA,
         "method": claims.method,
@@ -95,68 +76,6 @@ def evaluate(claims: ClaimsFile, folder: Path) -> dict[str, Any]:
         "claims": {name: _tested(claim, name, found, folder) for name, claim in claims.claims.items()},
         "variants": {name: _tabled(claims, name, found) for name in claims.variants},
     }
-
-
-def _variant_runs(claims: ClaimsFile, folder: Path, variant: str, protocol: str) -> VariantRuns | None:
-    from bench.scores.compare import average_runs
-    from bench.scores.summary import read_summary
-    from bench.scores.table import read_table
-
-    pattern = re.compile(rf"{re.escape(variant)}-(\d+)-{re.escape(protocol)}")
-    paths = {int(match[1]): path for path in sorted(folder.iterdir()) if (match := pattern.fullmatch(path.name))}
-    if not paths:
-        return None
-    seeds = sorted(paths)
-    if claims.seeds and seeds != list(claims.seeds):
-        raise UsageError(
-            f"{folder} has the seeds {_words(seeds)} of {variant} on {protocol}, but {claims_path(claims.method)} "
-            f"states {_words(claims.seeds)}: all seeds that were stated count, and no others."
-        )
-    summaries = [read_summary(paths[seed]) for seed in seeds]
-    for seed, summary in zip(seeds, summaries, strict=True):
-        for key, wanted in (("protocol", protocol), ("method_name", claims.method)):
-            if summary.get(key) != wanted:
-                raise UsageError(f"{paths[seed]} has {key} {summary.get(key)!r}, not {wanted!r} as its name says.")
-        if summary.get("failed"):
-            raise UsageError(f"{paths[seed]} lacks {len(summary['failed'])} pictures: finish it with `bench run`.")
-        _check_settings(paths[seed], claims, variant)
-    tables = [read_table(paths[seed] / "scores.parquet") for seed in seeds]
-    averaged = average_runs(tables, f"{variant} on {protocol}")
-    return VariantRuns(seeds, str(tables[0]["protocol_id"].iloc[0]), summaries[0]["metrics"], averaged)
-
-
-def _check_settings(run: Path, claims: ClaimsFile, variant: str) -> None:
-    """Refuses a run whose settings are not its variant's, in what tells the variants apart."""
-    try:
-        given = yaml.safe_load((run / "config.yaml").read_text("utf-8"))["method"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UsageError(f"Cannot read the settings of the method in {run / 'config.yaml'}: {error}") from error
-    wanted = _composed(claims.method, claims.variants[variant].words)
-    keys = {word.partition("=")[0] for own in claims.variants.values() for word in own.words}
-    for key in sorted(keys):
-        parts = key.split(".")[1:]
-        if (there := _values(given, parts)) != (stated := _values(wanted, parts)):
-            raise UsageError(f"{run} was made with {key} {_words(there)}, but {variant} states {_words(stated)}.")
-
-
-@cache
-def _composed(method: str, words: tuple[str, ...]) -> dict[str, Any]:
-    from bench.config import compose
-
-    settings: dict[str, Any] = compose("run", [f"method={method}", *words])["method"]
-    return settings
-
-
-def _values(settings: Mapping[str, Any], parts: Sequence[str]) -> list[Any]:
-    """Values of a setting: the common one, else that of each size."""
-    found = []
-    for start in (settings, *(settings.get("sizes") or {}).values()):
-        value: Any = start
-        for part in parts:
-            value = value.get(part, KeyError) if isinstance(value, Mapping) else KeyError
-        if value is not KeyError:
-            found.append(value)
-    return found
 
 
 def _tested(claim: Claim, name: str, found: Found, folder: Path) -> dict[str, Any]:
@@ -172,17 +91,27 @@ def _tested(claim: Claim, name: str, found: Found, folder: Path) -> dict[str, An
     for variant, other in runs.items():
         if other.seeds != own.seeds:
             raise UsageError(
-                f"The claim {name} compares {claim.variant} with seeds {_words(own.seeds)} and {variant} with seeds "
-                f"{_words(other.seeds)} on {claim.protocol}: train and run both with the same seeds."
+                f"The claim {name} compares {claim.variant} with seeds {listed(own.seeds)} and {variant} with seeds "
+                f"{listed(other.seeds)} on {claim.protocol}: train and run both with the same seeds."
             )
-        if same := _made(other) & _made(own) if other is not own else set():
+        if same := set(other.revisions) & set(own.revisions) if other is not own else set():
             raise UsageError(
-                f"{variant} and {claim.variant} on {claim.protocol} both have a run of revision and seed "
-                f"{_words(sorted(same))}: the same weights and settings cannot stand for both."
+                f"{variant} and {claim.variant} on {claim.protocol} both have a run of revision "
+                f"{listed(sorted(same))}: the same weights and settings cannot stand for both."
+            )
+        if size_of(other.label) != size_of(claim.row):
+            raise UsageError(
+                f"The claim {name} is about the row {claim.row}, but {variant} on {claim.protocol} was run as "
+                f"{other.label}: run every variant in the size of the row."
             )
         if claim.metric in other.averaged.skipped or claim.metric not in other.metrics:
             why = other.averaged.skipped.get(claim.metric, "its runs do not have it")
             raise UsageError(f"The claim {name} needs {claim.metric} of {variant} on {claim.protocol}: {why}.")
+    if all(one.label != claim.row for one in found.values()):
+        raise UsageError(
+            f"The claim {name} marks the row {claim.row}, but {folder} has runs of "
+            f"{listed(sorted({one.label for one in found.values()}))}: run the variant that stands on the board too."
+        )
     metric = own.metrics[claim.metric]
     if metric["higher_is_better"] is None and claim.rule != "tied":
         raise UsageError(f"The claim {name} asks which is better by {claim.metric}, which has no direction.")
@@ -198,11 +127,6 @@ def _tested(claim: Claim, name: str, found: Found, folder: Path) -> dict[str, An
     }
 
 
-def _made(runs: VariantRuns) -> set[str]:
-    firsts = (table.iloc[0] for table in runs.averaged.runs)
-    return {f"{first['method_revision']}, {first['seed']}" for first in firsts}
-
-
 def _pair(claim: Claim, own: VariantRuns, other: VariantRuns, against: str) -> dict[str, Any]:
     from bench.scores.compare import shared_images
     from bench.scores.statistics import paired_comparison
@@ -210,41 +134,55 @@ def _pair(claim: Claim, own: VariantRuns, other: VariantRuns, against: str) -> d
     a, b = own.averaged, other.averaged
     one = paired_comparison(a.table, b.table, claim.metric, own.metrics[claim.metric]["higher_is_better"])
     images = shared_images(a.table, b.table, claim.metric)
+    by_seed = [
+        one - other for one, other in zip(a.by_run(claim.metric, images), b.by_run(claim.metric, images), strict=True)
+    ]
+    held = holds(claim.rule, one, claim.margin, by_seed)
     return {
         "against": against,
         "mean": one.mean_a,
         "against_mean": one.mean_b,
         "difference": one.mean_difference,
         **{key: getattr(one, key) for key in ("low", "high", "interval", "p")},
-        "by_seed": a.by_run(claim.metric, images),
-        "against_by_seed": b.by_run(claim.metric, images),
+        "by_seed": by_seed,
         "images": one.n_images,
         "identities": one.n_identities,
-        "holds": holds(claim.rule, one, claim.margin),
+        "holds": held,
+        "verdict": SHOWN if held else CONTRADICTED if _other_way(claim.rule, one) else NOT_SHOWN,
     }
 
 
-def holds(rule: str, one: Comparison, margin: float | None) -> bool:
+def holds(rule: str, one: Comparison, margin: float | None, by_seed: Sequence[float]) -> bool:
     """Whether a claim holds against one other variant.
 
     "better" asks for p < .01 of the two-sided sign-flip test, exact up to 20 people and not corrected, with the
-    variant ahead. "tied" and "not_lost" go by the 95 % interval and the margin. "best_or_tied" holds where the
-    variant is better or tied by these two rules; a difference whose interval reaches beyond the margin on either side
-    and that the test does not show is neither.
+    variant ahead, and ahead with every seed too: the test is over people, and people cannot tell what another training
+    would have given. "tied" is equivalence: the 95 % interval lies within the margin on both sides. "not_lost" and
+    "best_or_tied" are non-inferiority: it stays within the margin on the bad side; "best_or_tied" also holds where the
+    variant is better.
 
     Args:
         rule: One of `bench.scores.claims_file.RULES`.
         one: Variant minus the other.
         margin: In the unit of the metric; None for "better".
+        by_seed: The same difference with the weights of each seed.
     """
     from bench.scores.statistics import no_worse_than, tied
 
-    better = one.better_at(BETTER) is True
+    ahead = all(value != 0 and (value > 0) == one.higher_is_better for value in by_seed)
+    better = one.better_at(BETTER) is True and ahead
     if rule == "better" or margin is None:
         return better
-    if rule == "not_lost":
-        return no_worse_than(one, margin)
-    return tied(one, margin) or (rule == "best_or_tied" and better)
+    if rule == "tied":
+        return tied(one, margin)
+    return no_worse_than(one, margin) or (rule == "best_or_tied" and better)
+
+
+def _other_way(rule: str, one: Comparison) -> bool:
+    """Whether the 95 % interval of the difference lies wholly on the side on which the variant is worse."""
+    if rule == "tied" or one.low is None or one.high is None or one.higher_is_better is None:
+        return False
+    return one.high < 0 if one.higher_is_better else one.low > 0
 
 
 def _tabled(claims: ClaimsFile, name: str, found: Found) -> dict[str, Any]:
@@ -260,13 +198,16 @@ def _tabled(claims: ClaimsFile, name: str, found: Found) -> dict[str, Any]:
         chosen = [metric for metric in claims.table_metrics if metric in set(table["metric"])]
         known = {metric: own for metric, own in metric_classes().items() if metric in chosen}
         summary = summarise(table[table["metric"].isin(chosen)], known)
-        protocols[protocol] = {"protocol_id": runs.protocol_id, "seeds": runs.seeds, "metrics": {}}
+        protocols[protocol] = {
+            **{key: getattr(runs, key) for key in ("protocol_id", "label", "seeds", "revisions")},
+            "metrics": {},
+        }
         for metric in chosen:
             own = summary[metric] | {key: runs.metrics[metric][key] for key in ("title", "unit", "higher_is_better")}
             scored = set(table.loc[(table["metric"] == metric) & table["value"].notna(), "image_id"])
             by_seed = runs.averaged.by_run(metric, scored) if scored else []
             protocols[protocol]["metrics"][metric] = own | {"by_seed": by_seed}
-    return {"title": variant.title, "words": list(variant.words), "note": variant.note, "protocols": protocols}
+    return {"title": variant.title, "words": list(variant.words), "budget": variant.budget, "protocols": protocols}
 
 
 def disagreements(method: str) -> list[str]:
@@ -290,8 +231,8 @@ def disagreements(method: str) -> list[str]:
     if stated != tested:
         odd = sorted(name for name in stated.keys() | tested.keys() if stated.get(name) != tested.get(name))
         found.append(f"{results_path(method)} was made of other claims than claims.yaml states now: {', '.join(odd)}.")
-    variants = {name: (own.title, list(own.words), own.note) for name, own in claims.variants.items()}
-    if variants != {name: (own["title"], own["words"], own["note"]) for name, own in results["variants"].items()}:
+    variants = {name: (own.title, list(own.words), own.budget) for name, own in claims.variants.items()}
+    if variants != {name: (own["title"], own["words"], own["budget"]) for name, own in results["variants"].items()}:
         found.append(f"{results_path(method)} was made of other variants than claims.yaml states now.")
     card = card_path(method)
     text = card.read_text("utf-8")
@@ -300,14 +241,10 @@ def disagreements(method: str) -> list[str]:
     return found
 
 
-def _words(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values)) or "(none)"
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Tests a method's claims, prints their tables as Markdown and writes them into its card."""
     from bench.files import write_json, write_text
-    from bench.scores.claims_card import tables, with_tables
+    from bench.scores.claims_card import require_markers, tables, with_tables
 
     parser = argparse.ArgumentParser(prog="python -m bench.scores.claims", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("method", metavar="METHOD", help="a method with a claims.yaml in its folder")
@@ -315,6 +252,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--card", action="store_true", help="write the tables into the method's card")
     arguments = parser.parse_args(words)
     try:
+        if arguments.card:
+            # Before anything is written: results and card change together or not at all.
+            require_markers(card_path(arguments.method).read_text("utf-8"), str(card_path(arguments.method)))
         if arguments.runs:
             write_json(results_path(arguments.method), evaluate(load_claims(arguments.method), arguments.runs))
         results = read_results(arguments.method)

@@ -24,33 +24,65 @@ def with_tables(card: str, results: Mapping[str, Any], where: str) -> str:
     Raises:
         UsageError: The card does not have both markers, once each and in order.
     """
+    before, after = require_markers(card, where)
+    return f"{before}{BEGIN}\n{tables(results)}{END}{after}"
+
+
+def require_markers(card: str, where: str) -> tuple[str, str]:
+    """What stands before and after the markers of a card.
+
+    Args:
+        card: Text of the card.
+        where: The card's file, for messages.
+
+    Raises:
+        UsageError: The card does not have both markers, once each and in order.
+    """
     before, opened, rest = card.partition(f"{BEGIN}\n")
     _, closed, after = rest.partition(END)
     if not opened or not closed or BEGIN in rest or END in before or END in after:
         raise UsageError(f"{where} must have the lines {BEGIN} and {END}, once each: the tables stand between them.")
-    return f"{before}{BEGIN}\n{tables(results)}{END}{after}"
+    return before, after
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """The variants by metric, one table for each protocol, then the claims."""
+    """The variants by metric, one table for each protocol, how they were trained, then the claims."""
     protocols = list(dict.fromkeys(claim["protocol"] for claim in results["claims"].values()))
     lines = [
-        "Values are averaged over the seeds per image, then over people; intervals (95 %) and tests are over people, "
-        "not over seeds, whose spread the means of each seed show. Margins: `configs/metrics/standard.yaml`.",
+        f"**With {_trainings(results)}.** Values are averaged over the seeds per image, then over people. Intervals "
+        "(95 %) and tests are over people: they speak of these trainings, not of others. How far trainings differ "
+        "shows by seed. Margins: `configs/metrics/standard.yaml`.",
     ]
     for protocol in protocols:
         lines += ["", *_variants(results, protocol)]
+    lines += ["", "Trained:"]
+    lines += [f"- {one['title']}: {' '.join(one['budget'].split())}" for one in results["variants"].values()]
     lines += ["", *_claims(results)]
     return "\n".join(lines) + "\n"
 
 
+def trainings(count: int) -> str:
+    """Such as "these 3 trainings of each variant"."""
+    return f"these {count} trainings of each variant" if count > 1 else "one training of each variant"
+
+
+def by_seed(pair: Mapping[str, Any]) -> str:
+    """The difference with each seed, such as "+0.01, −0.02"."""
+    return ", ".join(map(_signed, pair["by_seed"]))
+
+
 def figures(claim: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
-    """What was found in one comparison, such as "0.31 against 0.33, difference -0.02 [-0.05, +0.01], p = 0.3"."""
+    """What was found in one comparison: "0.3 against 0.2, difference +0.1 […], p = 0.3, by seed +0.2, 0, not shown"."""
     unit = f" {claim['unit']}" if claim["unit"] else ""
     return (
         f"{number(pair['mean'])} against {number(pair['against_mean'])}{unit}, difference {_difference(pair)}, "
-        f"p = {p_value(pair['p'])}".replace("p = <", "p < ")
+        f"p = {p_value(pair['p'])}, by seed {by_seed(pair)}, {pair['verdict']}".replace("p = <", "p < ")
     )
+
+
+def _trainings(results: Mapping[str, Any]) -> str:
+    counts = {len(claim["seeds"]) for claim in results["claims"].values()}
+    return trainings(counts.pop()) if len(counts) == 1 else "the trainings listed"
 
 
 def _variants(results: Mapping[str, Any], protocol: str) -> list[str]:
@@ -87,8 +119,21 @@ def _cell(metric: Mapping[str, Any] | None) -> str:
 
 def _claims(results: Mapping[str, Any]) -> list[str]:
     lines = [
-        _row(["claim", "source", "on", "held against", "found", "difference [95 %]", "p", "asked", "reproduced?"]),
-        _row(["---", "---", "---", "---", "---", "---:", "---:", "---", "---"]),
+        _row(
+            [
+                "claim",
+                "source",
+                "on",
+                "held against",
+                "found",
+                "difference [95 %]",
+                "by seed",
+                "p",
+                "asked",
+                "reproduced?",
+            ]
+        ),
+        _row(["---", "---", "---", "---", "---", "---:", "---:", "---:", "---", "---"]),
     ]
     titles = {name: one["title"] for name, one in results["variants"].items()}
     for claim in results["claims"].values():
@@ -97,10 +142,12 @@ def _claims(results: Mapping[str, Any]) -> list[str]:
                 [claim["text"], claim["source"], f"`{claim['protocol']}`, {_heading(claim)}"] if not index else [""] * 3
             )
             verdict = "" if index else "**yes**" if claim["reproduced"] else "**no**"
-            if len(claim["pairs"]) > 1 and not claim["reproduced"] and not pair["holds"]:
-                verdict = f"{verdict} (not against this one)".strip()
+            if not pair["holds"]:
+                verdict = ": ".join(filter(None, [verdict, pair["verdict"]]))
+            elif not claim["reproduced"]:
+                verdict = f"{verdict} ({pair['verdict']} against this one)".strip()
             means = f"{number(pair['mean'])} against {number(pair['against_mean'])}"
-            found = [titles[pair["against"]], means, _difference(pair), p_value(pair["p"])]
+            found = [titles[pair["against"]], means, _difference(pair), by_seed(pair), p_value(pair["p"])]
             lines.append(_row([*stated, *found, "" if index else _asked(claim), verdict]))
     rules = dict.fromkeys(claim["rule"] for claim in results["claims"].values())
     told = [f"- `{rule}`: {RULES[rule]}." for rule in rules]

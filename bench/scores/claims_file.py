@@ -16,15 +16,24 @@ from bench.registry import method_targets
 
 BETTER = 0.01
 RULES = {
-    "better": f"better at p < {BETTER:g} (exact two-sided sign-flip test on identity means, not corrected)",
+    "better": (
+        f"better at p < {BETTER:g} (exact two-sided sign-flip test on identity means, not corrected), and ahead with "
+        "the weights of every seed"
+    ),
     "tied": "the whole 95 % interval of the difference lies within the margin",
-    "best_or_tied": f"against each of the others better at p < {BETTER:g}, or tied within the margin",
+    "best_or_tied": (
+        "no worse than each of the others: better by the rule `better`, or the 95 % bound on the bad side of the "
+        "difference stays within the margin"
+    ),
     "not_lost": "the 95 % bound on the bad side of the difference stays within the margin",
 }
 # Which margins of configs/metrics/standard.yaml a rule goes by.
 MARGINS = {"tied": "tied", "best_or_tied": "tied", "not_lost": "not_lost"}
 FILE_KEYS = {"variants", "claims", "metrics", "seeds"}
-VARIANT_KEYS = {"title", "words", "note"}
+SHOWN = "shown"
+NOT_SHOWN = "not shown"
+CONTRADICTED = "contradicted: the difference goes the other way"
+VARIANT_KEYS = {"title", "words", "budget"}
 CLAIM_KEYS = {"text", "source", "protocol", "metric", "variant", "against", "rule"}
 CLAIM_OPTIONAL = {"row", "note"}
 
@@ -36,12 +45,12 @@ class Variant:
     Attributes:
         title: Its name in tables.
         words: Words `method.key=value` of `bench run`; what they do not name is as the method has it.
-        note: How it was trained, or "".
+        budget: How long it was trained, such as "3000 batches of 16 in one stage".
     """
 
     title: str
     words: tuple[str, ...]
-    note: str
+    budget: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,8 @@ class Claim:
         variant: Name of the variant it is about.
         against: Variants it is held against.
         rule: One of `RULES`.
-        row: Label of the board's row that is marked where the claim is not reproduced.
+        row: Label of the board's row that is marked where the claim is not reproduced; one of the variants has it, and
+            all of them have its size.
         note: What was found out about it, or "".
         margin: Margin of the rule, in the unit of the metric; None for "better".
     """
@@ -180,12 +190,14 @@ def load_claims(method: str) -> ClaimsFile:
 
 def _variant(own: Any, where: str) -> Variant:
     own = own or {}
-    _check_keys(own, {"title"}, VARIANT_KEYS, where)
+    _check_keys(own, {"title", "budget"}, VARIANT_KEYS, where)
     words = tuple(map(str, own.get("words") or []))
     for word in words:
         if not word.startswith("method.") or "=" not in word:
             raise UsageError(f"{where}: {word!r} is no word method.key=value of `bench run`.")
-    return Variant(str(own["title"]), words, str(own.get("note", "")))
+    if not (budget := str(own["budget"] or "").strip()):
+        raise UsageError(f"{where}: budget must say how many batches it was trained on.")
+    return Variant(str(own["title"]), words, budget)
 
 
 def _claim(own: Any, method: str, variants: Mapping[str, Variant], where: str) -> Claim:
