@@ -101,6 +101,7 @@ def convert_release(
         UsageError: It is another checkpoint; the message names what is missing, unexpected or of another shape.
     """
     from bench.files import sha256_file
+    from bench.runs.plan import TRAINING_SETTINGS
     from bench.weights.method_weights import write_tensors
     from methods.blocks.base_models import base_model
     from methods.blocks.checkpoints.accounting import convert, read_checkpoint
@@ -115,18 +116,18 @@ def convert_release(
     found = convert(checkpoint, parts, expected=FILE, source=str(source), left_out=RESTORERID_LEFT_OUT)
     _require_room(folder, sum(tensor.nbytes for tensor in checkpoint.values()))
     origin = {"source": source.name, "source_sha256": sha256_file(source)}
-    metadata = {"method": "restorerid", "size": settings.get("size") or "paper", "settings": settings, **origin}
+    # What trains a network is no setting of a released one, least of all the stage it is in.
+    described = {key: value for key, value in settings.items() if key not in (*TRAINING_SETTINGS, "dropout")}
+    metadata = {"method": "restorerid", "size": settings.get("size") or "paper", "settings": described, **origin}
     places = _places(network, modules)
     state = {
         f"{places[part]}{name}": tensor.contiguous()
         for part in NETWORK_PARTS
         for name, tensor in found.states[part].items()
     }
-    written = [folder / NETWORK_FILE, folder / CLIP_FILE]
-    write_tensors(written[0], state, metadata)
-    say(f"network        {written[0]}")
-    write_tensors(written[1], found.states["image_encoder"], origin)
-    say(f"image encoder  {written[1]}")
+    written = [folder / CLIP_FILE]
+    write_tensors(written[0], found.states["image_encoder"], origin)
+    say(f"image encoder  {written[0]}")
     for part, network_part in (("vae", modules.vae), ("text", modules.text)):
         target = folder / _base_name(base)
         path = write_base_part(base, part, network_part, found.states[part], target)
@@ -137,6 +138,10 @@ def convert_release(
         written.append(folder / LEFT_OUT_FILE)
         reasons = ", ".join(dict.fromkeys(found.reasons.values()))
         say(f"left out       {folder / LEFT_OUT_FILE}, for --back alone: {reasons}")
+    # The network comes last: its file is what says that the published size is here.
+    written.append(folder / NETWORK_FILE)
+    write_tensors(written[-1], state, metadata)
+    say(f"network        {written[-1]}")
     return written
 
 

@@ -44,6 +44,7 @@ def write_base_part(
     described: Any = network
     stored = described.to_json_string() if part == "vae" else described.config.to_json_string(use_diff=False)
     path = folder / SUBFOLDERS[part] / FILES[part]
-    write_tensors(path, {name: tensor.contiguous() for name, tensor in state.items()}, {"format": "pt"})
+    # The tensors come last: a part that was interrupted has none, and is written whole the next time.
     write_json(path.with_name("config.json"), json.loads(stored))
+    write_tensors(path, {name: tensor.contiguous() for name, tensor in state.items()}, {"format": "pt"})
     return path
