@@ -11,11 +11,10 @@ again (see `methods.restorerid.release`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from methods.blocks.checkpoints.accounting import Conversion, Part, convert, part_of, restore, stacked_tensor
+from methods.blocks.checkpoints.accounting import Part, part_of, stacked_tensor
 from methods.blocks.checkpoints.stable_diffusion import (
     LEFT_OUT,
     UNET_PREFIX,
@@ -28,7 +27,7 @@ from methods.blocks.checkpoints.stablesr import block_adapter_part, lq_encoder_p
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import CLIPTextModel
 
     from methods.blocks.adapted_unet import AdapterSet
@@ -115,10 +114,6 @@ class RestorerIDModules:
             part_of("image_encoder", IMAGE_ENCODER_PREFIX, self.image_encoder, lambda name: name),
         ]
 
-    def modules(self) -> dict[str, Any]:
-        """The modules by part name."""
-        return {part.name: getattr(self, part.name) for part in self.parts()}
-
 
 def identity_part(unet: UNet2DConditionModel, adapters: AdapterSet, prefix: str = UNET_PREFIX) -> Part:
     """Identity attention, released inside each attention (part `identity`)."""
@@ -157,39 +152,6 @@ def ip_adapter_parts(unet: UNet2DConditionModel, identity: AdapterSet, projectio
         part_of("identity", "ip_adapter.", identity, released.__getitem__),
         projection_part(projection, "image_proj."),
     ]
-
-
-def load_checkpoint(checkpoint: Mapping[str, Tensor], modules: RestorerIDModules, source: str) -> Conversion:
-    """Fills the modules from a released checkpoint, all keys accounted for.
-
-    Args:
-        checkpoint: Released tensors by name (`methods.blocks.checkpoints.accounting.read_checkpoint`).
-        modules: What to fill.
-        source: The file, for error messages.
-
-    Returns:
-        What was converted and what was left out on purpose, for `save_checkpoint`.
-
-    Raises:
-        UsageError: Keys are missing, unexpected or of another shape.
-    """
-    expected = FILE if modules.fir is not None else "a RestorerID checkpoint without FIR-Adapters (IDBalance)"
-    conversion = convert(checkpoint, modules.parts(), expected=expected, source=source, left_out=RESTORERID_LEFT_OUT)
-    for name, module in modules.modules().items():
-        # Not assigned: half-precision tensors of the ID model take the modules' own precision.
-        module.load_state_dict(conversion.states[name], strict=True)
-    return conversion
-
-
-def save_checkpoint(modules: RestorerIDModules, left_out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """A checkpoint under the released names from our modules.
-
-    Args:
-        modules: What to save.
-        left_out: Tensors to put back unchanged (`Conversion.left_out`), such as the schedule.
-    """
-    states = {name: module.state_dict() for name, module in modules.modules().items()}
-    return restore(states, modules.parts(), left_out)
 
 
 def _projection_name(name: str) -> str:

@@ -17,20 +17,19 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from bench.errors import UsageError
 from methods.blocks.adapted_unet import AdaptedUNet
-from methods.blocks.checkpoints.accounting import convert, restore
+from methods.blocks.checkpoints.accounting import Conversion, convert, restore
 from methods.blocks.checkpoints.stable_diffusion import unet_part
 from methods.blocks.checkpoints.stablesr import sft_part
 from methods.blocks.lq_encoder import LqEncoder
 from methods.blocks.spatial_feature_transform import sft_adapters
 from methods.restorerid.checkpoint import (
+    FILE,
     RESTORERID_LEFT_OUT,
     RestorerIDModules,
     fir_part,
     identity_part,
     ip_adapter_parts,
-    load_checkpoint,
     projection_part,
-    save_checkpoint,
 )
 from methods.restorerid.fir_adapter import fir_adapters
 from methods.restorerid.identity_attention import identity_attention_adapters, merge_identity_lora
@@ -278,23 +277,30 @@ def small_modules(seed: int) -> RestorerIDModules:
     )
 
 
-def test_loading_fills_every_module_and_wrong_files_are_named():
+def test_every_module_gets_its_tensors_and_wrong_files_are_named():
     first, second = small_modules(0), small_modules(1)
     with torch.no_grad():
         for module in (first.fir, first.identity, first.sft):
             for parameter in module.parameters():
                 parameter.normal_()
-    checkpoint = save_checkpoint(first, {"betas": torch.arange(3.0)})
+    states = {part.name: getattr(first, part.name).state_dict() for part in first.parts()}
+    checkpoint = restore(states, first.parts(), {"betas": torch.arange(3.0)})
+
+    def converted(tensors: dict[str, Tensor], source: str) -> Conversion:
+        return convert(tensors, second.parts(), expected=FILE, source=source, left_out=RESTORERID_LEFT_OUT)
+
     half = {key: tensor.half() if key.startswith("Adapter.") else tensor for key, tensor in checkpoint.items()}
-    found = load_checkpoint(half, second, "some.ckpt")
+    found = converted(half, "some.ckpt")
     assert found.left_out.keys() == {"betas"}
-    for name, module in first.modules().items():
-        other = second.modules()[name].state_dict()
-        for key, tensor in module.state_dict().items():
+    assert found.states.keys() == states.keys()
+    for name, state in states.items():
+        getattr(second, name).load_state_dict(found.states[name], strict=True)
+        other = getattr(second, name).state_dict()
+        for key, tensor in state.items():
             rounded = tensor.half().float() if name in {"projection", "image_encoder"} else tensor
             assert torch.equal(other[key], rounded), f"{name}: {key}"
     without = {key: tensor for key, tensor in checkpoint.items() if "IDBalance" not in key}
     with pytest.raises(UsageError, match=r"base\.ckpt is not the expected checkpoint \(RestorerIDFull\.ckpt\)"):
-        load_checkpoint(without, second, "base.ckpt")
+        converted(without, "base.ckpt")
     with pytest.raises(UsageError, match="1 keys are unexpected: surprise"):
-        load_checkpoint({**checkpoint, "surprise": torch.zeros(1)}, second, "some.ckpt")
+        converted({**checkpoint, "surprise": torch.zeros(1)}, "some.ckpt")

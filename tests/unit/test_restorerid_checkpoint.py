@@ -20,10 +20,9 @@ from bench.errors import MissingError, UsageError
 from bench.weights import catalogue
 from bench.weights.method_weights import read_weights, write_tensors
 from methods.blocks.base_models import base_model
-from methods.blocks.checkpoints.accounting import read_checkpoint
+from methods.blocks.checkpoints.accounting import read_checkpoint, restore
 from methods.blocks.latent_diffusion import load_base, locate_base
 from methods.blocks.text_conditioning import text_tokens
-from methods.restorerid.checkpoint import save_checkpoint
 from methods.restorerid.face_encoders import clip_weights
 from methods.restorerid.module import RestorerID
 from methods.restorerid.release import (
@@ -91,12 +90,15 @@ def small_release(path: Path, words: Sequence[str] = ()) -> dict[str, Tensor]:
     """A released checkpoint of random numbers, and the file of it; the ID model in half precision, as released."""
     _, modules = empty_modules(small_settings(words), CLIP)
     generator = torch.Generator().manual_seed(5)
-    for module in modules.modules().values():
+    parts = modules.parts()
+    networks = {part.name: getattr(modules, part.name) for part in parts}
+    for module in networks.values():
         module.to_empty(device="cpu")
         for tensor in module.state_dict().values():
             if tensor.is_floating_point():
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-    checkpoint = save_checkpoint(modules, {"betas": torch.linspace(0, 1, 5), "alphas_cumprod": torch.rand(5)})
+    left_out = {"betas": torch.linspace(0, 1, 5), "alphas_cumprod": torch.rand(5)}
+    checkpoint = restore({name: module.state_dict() for name, module in networks.items()}, parts, left_out)
     checkpoint = {name: value.half() if name.startswith("Adapter.") else value for name, value in checkpoint.items()}
     torch.save({"state_dict": checkpoint, "global_step": 3}, path)
     return checkpoint
@@ -160,6 +162,42 @@ def test_bench_finds_all_that_the_checkpoint_brings(
     assert metadata["method"] == "restorerid"
     assert json.loads(metadata["settings"])["network"] == settings["network"]
     assert len(metadata["source_sha256"]) == 64
+
+
+def test_a_stage_of_training_goes_on_from_the_converted_release(tmp_path: Path, home: Path) -> None:
+    small_release(tmp_path / "RestorerIDFull.ckpt")
+    convert_release(tmp_path / "RestorerIDFull.ckpt", home / "weights", small_settings(), CLIP)
+    path = home / "weights" / NETWORK_FILE
+    state, metadata = read_weights(path)
+    assert not {"training", "optimiser", "losses", "dropout", "weights"} & json.loads(metadata["settings"]).keys()
+    words = ["method.sizes.paper.training.stage=fir", f"method.sizes.paper.training.start_from={path}"]
+    method = RestorerID(small_settings(words))
+    method.prepare_training()
+    assert all(torch.equal(tensor, state[name].float()) for name, tensor in method.network.state_dict().items())
+
+
+def test_an_interrupted_conversion_is_finished_the_next_time(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_release(tmp_path / "RestorerIDFull.ckpt")
+    folder = home / "weights"
+
+    def stops(path: Path, *arguments: Any) -> None:
+        if path.parent.name == "vae":
+            raise KeyboardInterrupt
+        write_tensors(path, *arguments)
+
+    with monkeypatch.context() as context:
+        context.setattr("methods.blocks.checkpoints.base_parts.write_tensors", stops)
+        with pytest.raises(KeyboardInterrupt):
+            convert_release(tmp_path / "RestorerIDFull.ckpt", folder, small_settings(), CLIP)
+    assert not (folder / NETWORK_FILE).exists(), "the paper size is not here yet"
+    convert_release(tmp_path / "RestorerIDFull.ckpt", folder, small_settings(), CLIP)
+    assert (folder / NETWORK_FILE).is_file()
+    for part, file in (("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        place = folder / "stable-diffusion-v1-5" / part
+        assert (place / "config.json").is_file()
+        assert (place / f"{file}.safetensors").is_file()
 
 
 def test_what_is_there_of_stable_diffusion_is_kept(
