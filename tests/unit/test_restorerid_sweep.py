@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
 
 from bench.batch import FaceBatch
+from bench.config import compose, method_settings
+from bench.data.training import TrainingPairs, TrainingSettings
 from bench.errors import MissingError, UsageError
+from bench.protocol.protocol import DataSettings
+from bench.weights.method_weights import write_weights
+from methods.restorerid import calibrate_scale, quality
 from methods.restorerid.adaptive_scale import fit_alpha_beta, interval_curves, quality_edges
 from methods.restorerid.identity_tokens import FaceFeatures
+from methods.restorerid.module import RestorerID
 from methods.restorerid.scale_sweep import read_sweep, sweep, write_sweep
 
 SCALES = [round(0.1 * step, 1) for step in range(31)]
@@ -99,27 +109,79 @@ def test_wrong_tables_and_batches_are_named(tmp_path):
         read_sweep(tmp_path / "broken.csv")
 
 
-def test_the_command_sweeps_training_people_draws_and_goes_on(tmp_path, capsys, monkeypatch):
-    from bench.data.training import TrainingPairs
-    from methods.restorerid import calibrate_scale
+SWEEP = ["--pictures", "6", "--largest", "2", "--step", "1", "--intervals", "2"]
+SMALL = ["data=orl_heavy", "size=demo", "method.sampling.preset=fast", "method.sampling.steps=2"]
+SMALL += [f"method.network.{name}=8" for name in ("lq_encoder.channels", "lq_encoder.map_channels")]
+SMALL += [f"method.network.{name}.hidden=8" for name in ("sft", "fir")]
 
-    words = ["--output", str(tmp_path), "--pictures", "6", "--largest", "2", "--step", "1", "--intervals", "2"]
-    words += ["data=orl_heavy", "size=demo", "method.sampling.preset=fast", "method.sampling.steps=2"]
+
+@pytest.fixture
+def weights(tmp_path):
+    """Weights of a small network whose every part shows."""
+    settings = method_settings(compose("run", ["method=restorerid", *SMALL])["method"], "demo")
+    method = RestorerID(settings)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for value in method.network.parameters():
+            if not value.any():
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.2)
+    file = tmp_path / "demo.safetensors"
+    write_weights(file, method, "float32", {"size": "demo", "settings": settings})
+    return file
+
+
+def test_the_command_sweeps_training_people_fits_and_goes_on(tmp_path, capsys, monkeypatch, weights):
+    folder = tmp_path / "sweep"
+    words = ["--output", str(folder), *SWEEP, *SMALL, f"method.weights={weights}"]
     monkeypatch.setattr(calibrate_scale, "BATCH", 2)
-    with contextlib.suppress(UsageError):  # two steps may well find that lambda does not fall with the quality
+    problem = ""
+    try:
         calibrate_scale.main(words)
-    rows = read_sweep(tmp_path / "sweep.csv")
+    except UsageError as error:  # of a network that has learnt nothing, lambda need not fall with the quality
+        problem = str(error)
+    assert not problem or "does not fall" in problem
+    (table,) = folder.glob("*.csv")
+    rows = read_sweep(table)
     assert {row.scale for row in rows} == {0.0, 1.0, 2.0}
     assert len(rows) == 6 * 3
-    config = calibrate_scale.compose("run", ["method=input", "data=orl_heavy"])
-    people = TrainingPairs(calibrate_scale.DataSettings(**config["data"]), calibrate_scale.TrainingSettings()).people
+    config = compose("run", ["method=input", "data=orl_heavy"])
+    people = TrainingPairs(DataSettings(**config["data"]), TrainingSettings()).people
     assert {row.image_id.split(" ", 2)[2].split("/")[0] for row in rows} <= set(people)
     # The weight of the identity changes the picture, and nothing else does between rows of one picture.
     assert any(a.similarity != b.similarity for a, b in zip(rows[:2], rows[2:4], strict=True))
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "fit.json").is_file() == (not problem)
     assert "quality" in capsys.readouterr().out
+
+    # A sweep of the same pictures with a best lambda of 2 for the worse half and of 1 for the better.
+    middle = sorted(row.quality for row in rows)[len(rows) // 2]
+    rows = [replace(row, similarity=-abs(row.scale - (2 if row.quality < middle else 1))) for row in rows]
+    write_sweep(table, rows)
+    committed = tmp_path / "package/quality_demo.json"
+    committed.parent.mkdir()
+    before = json.loads(Path(quality.__file__).with_name(committed.name).read_text("utf-8"))
+    committed.write_text(json.dumps(before | {"alpha": None, "beta": None}), "utf-8")
+    monkeypatch.setattr(quality, "__file__", str(committed.with_name("quality.py")))
     monkeypatch.setattr(calibrate_scale, "sweep", lambda *_: pytest.fail("a picture was restored again"))
-    with contextlib.suppress(UsageError):
-        calibrate_scale.main(words)
+    assert calibrate_scale.main([*words, "--commit"]) == 0
+
+    # Two points determine the curve: ln 2 = (alpha - worse) / beta and 0 = (alpha - better) / beta.
+    worse, better = (
+        sum(own) / len(own)
+        for own in ([row.quality for row in rows if (row.quality < middle) == half] for half in (True, False))
+    )
+    fit = json.loads((folder / "fit.json").read_text("utf-8"))
+    assert fit["alpha"] == pytest.approx(better, rel=1e-3)
+    assert fit["beta"] == pytest.approx((better - worse) / math.log(2), rel=1e-3)
+    assert fit["residual"] == pytest.approx(0, abs=1e-3)
+    printed = re.search(r"alpha (\S+), beta (\S+), residual", capsys.readouterr().out)
+    assert printed is not None
+    assert [float(number) for number in printed.groups()] == pytest.approx([fit["alpha"], fit["beta"]], rel=1e-3)
+    stored = json.loads(committed.read_text("utf-8"))
+    assert stored == before | {
+        "alpha": pytest.approx(fit["alpha"], abs=1e-3),
+        "beta": pytest.approx(fit["beta"], abs=1e-3),
+    }
+
     with pytest.raises(UsageError, match="other lambdas"):
         calibrate_scale.main([*words, "--largest", "3"])
