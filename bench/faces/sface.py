@@ -45,9 +45,11 @@ class SFace(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        tensors, self._layers = _converted_network()
-        for name, tensor in tensors.items():
-            self.register_parameter(name, nn.Parameter(tensor.clone(), requires_grad=False))
+        # Made outside inference mode wherever it is first asked for: a loss in the same process needs gradients.
+        with torch.inference_mode(False):
+            tensors, self._layers = _converted_network()
+            for name, tensor in tensors.items():
+                self.register_parameter(name, nn.Parameter(tensor.clone(), requires_grad=False))
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeds aligned faces.

@@ -142,12 +142,17 @@ def _measure_size(
     batch = random_batch(ours, count, ours.native_size or int(config["data"]["size"]), device)
     _take_turns(sides, batch, seconds)
     by_name = {side.name: side for side in sides}
+    rows = [_row(side, by_name["diffusers"], count) for side in sides]
+    if (share := cast(Any, ours).sampler.settings.guided_share) < 1:
+        notes.append(f"ours guides {share:.0%} of the steps, diffusers' pattern all: pictures are not compared")
+        for row in rows:
+            row.update(largest_difference_255=None, mean_difference_255=None)
     # Read before training, whose peak is another figure.
     peak = by_name["ours"].memory_mb if gpu else resident_peak_mb()
     record = {
         "size": size,
         "side": int(batch.lq.shape[-1]),
-        "sides": [_row(side, by_name["diffusers"], count) for side in sides],
+        "sides": rows,
         "pattern": plain.pattern,
         "ratio": _ratio(by_name["diffusers"], by_name["ours"]),
         "compiled_ratio": _ratio(by_name["diffusers"], by_name.get("ours, compiled")),

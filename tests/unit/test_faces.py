@@ -282,3 +282,14 @@ def test_judges_chip_of_a_large_picture_does_not_alias() -> None:
     chip = face_chip(smooth, (np.array(JUDGE_150) + 0.5) * 4 - 0.5)
     expected = cv2.resize(smooth, (150, 150), interpolation=cv2.INTER_AREA)
     assert np.abs(chip.astype(int) - expected).max() <= 1
+
+
+@needs_sface
+def test_sface_made_in_inference_mode_passes_gradients_on():
+    from bench.faces.sface import SFace
+
+    with torch.inference_mode():
+        network = SFace()
+    image = torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    network(image).sum().backward()
+    assert image.grad is not None and image.grad.abs().max() > 0
