@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import json
+import operator
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -221,27 +223,49 @@ def test_margins_are_those_of_the_panel() -> None:
     assert claims["best"].row == "refine@demo"
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("rule: best_or_tied", "rule: best", "rule"),
-        ("against: [base, blind]", "against: [base, ghost]", "ghost"),
-        ("against: [base, blind]", "against: [whole]", "other variants"),
-        ("source: Table 3, ", "", "lacks source"),
-        ("rule: better}", "rule: better, speed: 1}", "unknown speed"),
-        ("rule: best_or_tied", "rule: tied", "of two variants"),
-        ("words: [method.reference=none]", "words: [size=paper]", "no word method.key=value"),
-        ("base,\n     rule: better, note", "base,\n     rule: tied, note", "no margin of lmd"),
-        ("metrics: [psnr]", "seeds: [0, 0]", "different whole numbers"),
-        (", budget: 3200 batches of 4}", "}", "lacks budget"),
-        ("budget: 3200 batches of 4", "budget: ''", "how many batches"),
-        ("variants:", "!!python/object/apply:os.getcwd []", "Cannot read"),
-    ],
-)  # fmt: skip
-def test_a_claims_file_is_read_strictly(method: Path, old: str, new: str, message: str) -> None:
-    assert old in CLAIMS
-    (method / "claims.yaml").write_text(CLAIMS.replace(old, new, 1))
-    with pytest.raises(UsageError, match=message):
+#: What is stated in CLAIMS -> what could stand there instead, with what is said of it.
+MISTAKES = {
+    "claims.best.rule": {"best": "Unknown rule in", "tied": "of two variants"},
+    "claims.best.against": {"[base, ghost]": "ghost", "[whole]": "other variants"},
+    "claims.lowers_landmarks.rule": {"tied": "no margin of lmd"},
+    "claims.raises_id.speed": {"1": "unknown speed"},
+    "variants.base.budget": {"''": "how many batches"},
+    "variants.blind.words": {"[size=paper]": "no word method.key=value"},
+    "seeds": {"[0, 0]": "different whole numbers"},
+}
+
+
+def stated(path: str) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Content of CLAIMS; in it, the mapping that holds what a dotted path leads to; and the key there."""
+    content = yaml.safe_load(CLAIMS)
+    *above, key = path.split(".")
+    return content, functools.reduce(operator.getitem, above, content), key
+
+
+@pytest.mark.parametrize(("path", "mistakes"), MISTAKES.items())
+def test_a_claims_file_is_read_strictly(method: Path, path: str, mistakes: dict[str, str]) -> None:
+    for mistake, message in mistakes.items():
+        content, owner, key = stated(path)
+        owner[key] = yaml.safe_load(mistake)
+        (method / "claims.yaml").write_text(yaml.safe_dump(content))
+        with pytest.raises(UsageError, match=message):
+            load_claims("refine")
+
+
+@pytest.mark.parametrize("path", ["claims.raises_id.source", "variants.base.budget"])
+def test_a_claims_file_lacks_nothing(method: Path, path: str) -> None:
+    content, owner, key = stated(path)
+    (method / "claims.yaml").write_text(yaml.safe_dump(content))
+    load_claims("refine")
+    del owner[key]
+    (method / "claims.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UsageError, match=f"lacks {key}"):
+        load_claims("refine")
+
+
+def test_a_claims_file_runs_nothing(method: Path) -> None:
+    (method / "claims.yaml").write_text(CLAIMS.replace("variants:", "!!python/object/apply:os.getcwd []", 1))
+    with pytest.raises(UsageError, match="Cannot read"):
         load_claims("refine")
 
 
