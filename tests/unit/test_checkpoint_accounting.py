@@ -100,3 +100,11 @@ def test_files_are_read_without_running_code(tmp_path):
             read_checkpoint(tmp_path / name)
     with pytest.raises(MissingError, match="is not there"):
         read_checkpoint(tmp_path / "absent.ckpt")
+
+
+def test_names_of_nested_groups_are_joined_to_the_groups(tmp_path):
+    groups = {"image_proj": {"norm.weight": torch.ones(2)}, "ip_adapter": {"1.to_k_ip.weight": torch.zeros(3)}}
+    torch.save({**groups, "epoch": 3}, tmp_path / "groups.bin")
+    found = read_checkpoint(tmp_path / "groups.bin")
+    assert found.keys() == {"image_proj.norm.weight", "ip_adapter.1.to_k_ip.weight"}
+    assert torch.equal(found["image_proj.norm.weight"], torch.ones(2))
