@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bench.errors import UsageError
 from methods.blocks.adapted_unet import AdapterSet, AttentionSite, Conditions, repeat_to_batch
+from methods.restorerid.position_code import CODE_WIDTH, position_code, start_at_the_same_place
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
@@ -66,9 +67,13 @@ class IdentityAttention(nn.Module):
         site: The attention layer it is for.
         identity_width: Width of the identity tokens; None for a layer without them.
         rank: Rank of the LoRA; 0 for none.
+        positions: Whether the identity's queries say where their cell stands, for tokens that end in a code of their
+            own place (`position_code`); at the start each cell attends to the tokens of its place. Not in the paper.
     """
 
-    def __init__(self, site: AttentionSite, identity_width: int | None, rank: int = 128) -> None:
+    def __init__(
+        self, site: AttentionSite, identity_width: int | None, rank: int = 128, positions: bool = False
+    ) -> None:
         super().__init__()
         self.lora = nn.ModuleDict()
         widths = {
@@ -84,6 +89,10 @@ class IdentityAttention(nn.Module):
             self.identity_key = nn.Linear(identity_width, site.inner_channels, bias=False)
             self.identity_value = nn.Linear(identity_width, site.inner_channels, bias=False)
             nn.init.zeros_(self.identity_value.weight)
+        self.position_query: nn.Linear | None = None
+        if identity_width is not None and positions:
+            self.position_query = nn.Linear(CODE_WIDTH, site.inner_channels, bias=False)
+            start_at_the_same_place(self.position_query, self.identity_key, site.heads)
         self._merged: dict[str, Tensor] = {}
         self._kept: KeysAndValues | None = None
 
@@ -106,6 +115,7 @@ class IdentityAttention(nn.Module):
                 is attended to. `identity_scale`: weight lambda of the identity, one number or (B',); 1 if
                 absent. B is B' or a multiple of it. `use_kept`: whether keys and values in cross-attention are those
                 of `keep` rather than made of the tokens. `base_only`: whether to attend as the layer alone would.
+                `lq_maps`, by (height, width): with a position code, what L cells are high and wide.
 
         Returns:
             (B, L, channels).
@@ -128,6 +138,8 @@ class IdentityAttention(nn.Module):
         attended = _join(F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask))
         if identity_key is not None and identity_value is not None:
             scale = _scale(conditions.get("identity_scale"), attended)
+            if self.position_query is not None:
+                query = query + self._place(attention, hidden_states, conditions)
             attended = attended + scale * _join(F.scaled_dot_product_attention(query, identity_key, identity_value))
         attended = attention.to_out[1](self._project("out", layers["out"], attended))
         if attention.residual_connection:
@@ -188,6 +200,13 @@ class IdentityAttention(nn.Module):
         identity_key = _split(attention, self.identity_key(identity_tokens))
         return KeysAndValues(key, value, identity_key, _split(attention, self.identity_value(identity_tokens)))
 
+    def _place(self, attention: Attention, hidden_states: Tensor, conditions: Conditions) -> Tensor:
+        assert self.position_query is not None
+        count = hidden_states.shape[1]
+        height, width = next(size for size in conditions["lq_maps"] if size[0] * size[1] == count)
+        code = position_code(height, width).to(hidden_states)
+        return _split(attention, self.position_query(code)[None])
+
     def _project(self, name: str, layer: nn.Linear, x: Tensor) -> Tensor:
         if name in self._merged:
             return F.linear(x, self._merged[name], layer.bias)
@@ -196,7 +215,11 @@ class IdentityAttention(nn.Module):
 
 
 def identity_attention_adapters(
-    unet: UNet2DConditionModel, identity_width: int | None = None, rank: int = 128, start: Start = "zero"
+    unet: UNet2DConditionModel,
+    identity_width: int | None = None,
+    rank: int = 128,
+    start: Start = "zero",
+    positions: bool = False,
 ) -> AdapterSet:
     """Identity attention for every attention layer of a UNet; attach with `AdaptedUNet.attach("identity", ...)`.
 
@@ -207,32 +230,27 @@ def identity_attention_adapters(
             self-attention stays as it is.
         start: "zero" leaves the UNet bit by bit as it is; "text" starts the identity's key and value layers
             as copies of the text's, as IP-Adapter's training does.
+        positions: See `IdentityAttention`.
 
     Raises:
-        UsageError: `start` is "text" and the tokens are not as wide as the context.
+        UsageError: `start` is "text" and the tokens are not as wide as the context, or end in a position code.
     """
 
     def build(site: AttentionSite) -> nn.Module | None:
         if not site.is_cross:
             return IdentityAttention(site, None, rank) if rank else None
         width = identity_width or site.context_channels
-        adapter = IdentityAttention(site, width, rank)
+        adapter = IdentityAttention(site, width, rank, positions)
         attention = cast("Attention", unet.get_submodule(site.name))
-        if width == site.context_channels:
+        if width == site.context_channels and not positions:
             adapter.identity_key.load_state_dict({"weight": attention.to_k.weight.detach()})
         if start == "text":
-            if width != site.context_channels:
+            if width != site.context_channels or positions:
                 raise UsageError(f"start=text needs identity tokens as wide as the context ({site.context_channels}).")
             adapter.identity_value.load_state_dict({"weight": attention.to_v.weight.detach()})
         return adapter
 
     return AdapterSet.for_attention(unet, build)
-
-
-def merge_identity_lora(unet: UNet2DConditionModel, adapters: AdapterSet) -> None:
-    """`IdentityAttention.merge_lora` at every site of a set."""
-    for site, adapter in adapters.items():
-        cast(IdentityAttention, adapter).merge_lora(cast("Attention", unet.get_submodule(site)))
 
 
 def _layers(attention: Any) -> dict[str, nn.Linear]:

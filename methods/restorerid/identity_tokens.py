@@ -7,6 +7,7 @@ kinds of face encoder (published and demo) and the unconditional tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from bench.faces.sface import EMBEDDING_SIZE, SFace, crop_faces
 from bench.weights import catalogue
+from methods.restorerid.position_code import CODE_WIDTH, position_code
 
 CLIP_SIDE = 224
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -64,6 +66,11 @@ class IdentityProjection(IPAdapterFaceIDPlusImageProjection):
         expansion: Factor of the hidden width in the perceiver's feed-forward layers.
         shortcut: Whether the queries are added to the result (v2; the paper's model has none).
         shortcut_scale: Weight of the perceiver beside the shortcut.
+        patches: Whether the image states follow as tokens of their own, one for each, and every token ends in the code
+            of its place (zeros for the perceiver's). Not in the paper: for the demo, see the card.
+
+    Raises:
+        ValueError: A shortcut with patches.
     """
 
     def __init__(
@@ -78,10 +85,14 @@ class IdentityProjection(IPAdapterFaceIDPlusImageProjection):
         expansion: float = 4,
         shortcut: bool = False,
         shortcut_scale: float = 1.0,
+        patches: bool = False,
     ) -> None:
+        if shortcut and patches:
+            raise ValueError("a projection has a shortcut or patches, not both")
+        content = width - CODE_WIDTH if patches else width
         super().__init__(
             embed_dims=width,
-            output_dims=width,
+            output_dims=content,
             hidden_dims=image_dim,
             id_embeddings_dim=identity_dim,
             depth=depth,
@@ -91,6 +102,7 @@ class IdentityProjection(IPAdapterFaceIDPlusImageProjection):
             ffn_ratio=expansion,
         )
         self.shortcut, self.shortcut_scale = shortcut, shortcut_scale
+        self.patches = nn.Sequential(nn.Linear(image_dim, content), nn.LayerNorm(content)) if patches else None
 
     def forward(self, identity: Tensor, image_states: Tensor) -> Tensor:  # type: ignore[override]
         """Makes the tokens.
@@ -100,7 +112,7 @@ class IdentityProjection(IPAdapterFaceIDPlusImageProjection):
             image_states: (B, N, image_dim).
 
         Returns:
-            (B, tokens, width).
+            (B, tokens, width); with patches (B, tokens + N, width).
         """
         queries = self.proj(identity.to(image_states.dtype)).unflatten(-1, (self.num_tokens, self.embed_dim))
         queries = self.norm(queries)
@@ -108,19 +120,17 @@ class IdentityProjection(IPAdapterFaceIDPlusImageProjection):
         for layer in self.layers:
             latents = layer(states, latents, latents)
         tokens: Tensor = self.norm_out(self.proj_out(latents))
+        if self.patches is not None:
+            return self._with_patches(tokens, image_states)
         return queries + self.shortcut_scale * tokens if self.shortcut else tokens
 
-    def unconditional(self, features: FaceFeatures) -> Tensor:
-        """Tokens of no identity: the embedding is zero, the image states are those of a zero image.
-
-        Args:
-            features: What the face encoder's `unconditional` returned.
-
-        Returns:
-            (B, tokens, width).
-        """
-        tokens: Tensor = self(torch.zeros_like(features.identity), features.image_states)
-        return tokens
+    def _with_patches(self, tokens: Tensor, image_states: Tensor) -> Tensor:
+        assert self.patches is not None
+        side = math.isqrt(image_states.shape[1])
+        code = position_code(side, side).to(tokens)
+        content = torch.cat([tokens, self.patches(image_states)], 1)
+        places = torch.cat([code.new_zeros(tokens.shape[1], CODE_WIDTH), code])
+        return torch.cat([content, places.expand(len(content), -1, -1)], -1)
 
 
 class FaceEncoder(Protocol):
@@ -141,6 +151,10 @@ class FaceEncoder(Protocol):
             images: (B, 3, H, W) RGB in [0, 1].
             points: (B, 5, 2) x, y in pixels: eyes, nose, mouth corners.
         """
+        ...
+
+    def embed(self, images: Tensor, points: Tensor) -> Tensor:
+        """Face embeddings alone, (B, D) of length 1, with gradients to the images; arguments as `encode`."""
         ...
 
     def unconditional(self, count: int, device: torch.device | str) -> FaceFeatures:
@@ -260,7 +274,11 @@ class PublishedFaceEncoder:
         """Reads faces; see `FaceEncoder.encode`."""
         crops = crop_faces(images, points, self.clip.side)
         clip = self.clip.to(images.device)
-        return FaceFeatures(self.recogniser.embed(images, points), clip(crops, self.bgr_compat))
+        return FaceFeatures(self.embed(images, points), clip(crops, self.bgr_compat))
+
+    def embed(self, images: Tensor, points: Tensor) -> Tensor:
+        """See `FaceEncoder.embed`."""
+        return self.recogniser.embed(images, points)
 
     def unconditional(self, count: int, device: torch.device | str) -> FaceFeatures:
         """See `FaceEncoder.unconditional`."""
@@ -269,7 +287,7 @@ class PublishedFaceEncoder:
 
 
 class DemoFaceEncoder:
-    """SFace in both roles, for the demo: its embedding, and its deepest map of 7 x 7 cells as image states.
+    """SFace in both roles, for the demo: its embedding, and its map at stride 8 as 7 x 7 image states.
 
     Args:
         network: The recogniser; loaded from the catalogue on first use if None.
@@ -279,7 +297,7 @@ class DemoFaceEncoder:
     """
 
     identity_dim = EMBEDDING_SIZE
-    image_dim = 1024
+    image_dim = 512
 
     def __init__(self, network: SFace | None = None) -> None:
         self._network = network
@@ -287,7 +305,7 @@ class DemoFaceEncoder:
     @property
     def digest(self) -> str:
         """See `FaceEncoder.digest`."""
-        return f"sface {catalogue.short_hash('sface')}, embedding and 7 x 7 map"
+        return f"sface {catalogue.short_hash('sface')}, embedding and map at stride 8 in 7 x 7 cells"
 
     @property
     def network(self) -> SFace:
@@ -300,14 +318,25 @@ class DemoFaceEncoder:
     def encode(self, images: Tensor, points: Tensor) -> FaceFeatures:
         """Reads faces; see `FaceEncoder.encode`."""
         embedding, features = self.network.to(images.device).embedding_and_features(crop_faces(images, points))
-        return FaceFeatures(embedding, features[-1].flatten(2).transpose(1, 2))
+        return FaceFeatures(embedding, self._image_states(features))
+
+    def embed(self, images: Tensor, points: Tensor) -> Tensor:
+        """See `FaceEncoder.embed`."""
+        embedding: Tensor = self.network.to(images.device)(crop_faces(images, points))
+        return embedding
 
     @torch.no_grad()
     def unconditional(self, count: int, device: torch.device | str) -> FaceFeatures:
         """See `FaceEncoder.unconditional`; zero after normalisation is mid-grey."""
-        states = self.network.to(device).features(torch.full((1, 3, 112, 112), 0.5, device=device))[-1]
-        states = states.flatten(2).transpose(1, 2).expand(count, -1, -1)
+        features = self.network.to(device).features(torch.full((1, 3, 112, 112), 0.5, device=device))
+        states = self._image_states(features).expand(count, -1, -1)
         return FaceFeatures(torch.zeros(count, self.identity_dim, device=device), states)
+
+    @staticmethod
+    def _image_states(features: list[Tensor]) -> Tensor:
+        cells = nn.functional.adaptive_avg_pool2d(features[2], 7).flatten(2).transpose(1, 2)
+        # Channels of one cell differ in size by far more than one channel does between faces.
+        return nn.functional.layer_norm(cells, cells.shape[-1:])
 
 
 class _Recogniser(Protocol):

@@ -397,15 +397,16 @@ class RestorerID(RestorationMethod):
             raise UsageError(
                 f"{path} is no earlier stage of this network: {str(error).splitlines()[-1].strip()}"
             ) from error
-        needed = {*STAGES["base"], *(STAGES["identity"] if stage == "fir" else ())}
+        given_here = self.settings["training"].get("id_model")
+        needed = {*STAGES["base"], *(STAGES["identity"] if stage == "fir" and not given_here else ())}
         absent = sorted({self.network.part_of(name) for name in missing} & needed)
         if absent or surplus:
             raise UsageError(
                 f"{path} is no earlier stage of this network: it lacks {', '.join(absent) or 'nothing'} and has "
                 f"{len(surplus)} tensors more."
             )
-        before = json.loads(metadata.get("settings", "{}")).get("training", {}).get("stage")
-        if stage == "fir" and before == "base":
+        before = json.loads(metadata.get("settings", "{}")).get("training", {})
+        if stage == "fir" and before.get("stage") == "base" and not (before.get("id_model") or given_here):
             raise UsageError(
                 f"{path} comes from stage base: its ID model was never trained. Train stage identity first, and "
                 "give its weights."
@@ -426,7 +427,9 @@ class RestorerID(RestorationMethod):
         count = int(self.settings["training"]["cached_samples"])
         if not count:
             return pairs
-        identity = {"space": self.space.digest, "face_encoder": self.face_encoder.digest}
+        identity: dict[str, Any] = {"space": self.space.digest, "face_encoder": self.face_encoder.digest}
+        if self._identity_loss:
+            identity["own_faces"] = True
         return LatentSamples(pairs, self.encoded, identity, count)
 
     def encoded(self, batch: FaceBatch) -> dict[str, Tensor]:
@@ -442,7 +445,15 @@ class RestorerID(RestorationMethod):
             if self._reads_faces:
                 face = self.face_encoder.encode(batch.references[:, 0], batch.reference_landmarks[:, 0])
                 made |= {"identity": face.identity, "image_states": face.image_states}
+            if self._identity_loss:
+                assert batch.landmarks is not None
+                made |= {"points": batch.landmarks, "own_identity": self.face_encoder.embed(batch.gt, batch.landmarks)}
         return made
+
+    @property
+    def _identity_loss(self) -> float:
+        """Weight of the identity loss; 0 leaves it out."""
+        return float(self.settings["losses"]["identity"])
 
     @property
     def _reads_faces(self) -> bool:
@@ -479,6 +490,10 @@ class RestorerID(RestorationMethod):
         if self.base.prediction == "v_prediction":
             target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latent
         loss = F.mse_loss(predicted.float(), target.float())
+        if self._identity_loss:
+            distance = self._identity_distance(noisy, predicted, alpha, tensors)
+            self.log("train/identity", distance.detach())
+            loss = loss + self._identity_loss * distance
         if not torch.isfinite(loss):
             raise UsageError(
                 f"The loss became {loss.item()} at batch {self.batches_done}. Lower "
@@ -486,6 +501,33 @@ class RestorerID(RestorationMethod):
             )
         self.log("train/total", loss.detach(), prog_bar=True)
         return loss
+
+    def predicted_latent(self, noisy: Tensor, predicted: Tensor, alpha: Tensor) -> Tensor:
+        """The clean latent that a prediction means (DDIM, Eq. 9; for velocities Salimans and Ho 2022, Appendix D).
+
+        Args:
+            noisy: Noisy latents, (B, C, h, w).
+            predicted: What the network predicted of them: noise, or velocity.
+            alpha: Cumulative alphas of their timesteps, (B, 1, 1, 1).
+
+        Returns:
+            (B, C, h, w).
+        """
+        if self.base.prediction == "v_prediction":
+            return alpha.sqrt() * noisy - (1 - alpha).sqrt() * predicted
+        return (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
+
+    def _identity_distance(self, noisy: Tensor, predicted: Tensor, alpha: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """1 - cosine between the faces of the predicted clean pictures and of their ground truth.
+
+        The noisiest pictures of the batch stand for all: decoding costs more than the network, and where there is
+        little noise the face is seen already.
+        """
+        noisiest = alpha.flatten().argsort()[: int(self.settings["losses"]["identity_pictures"])]
+        clean = self.predicted_latent(noisy[noisiest], predicted[noisiest], alpha[noisiest])
+        pictures = self.space.decode(clean).add(1).div(2).clamp(0, 1)
+        found = self.face_encoder.embed(pictures, tensors["points"][noisiest])
+        return 1 - F.cosine_similarity(found, tensors["own_identity"][noisiest], dim=1).mean()
 
     def _training_tokens(self, tensors: dict[str, Tensor], without: Tensor) -> Tensor:
         tokens = self.network.identity_tokens(FaceFeatures(tensors["identity"], tensors["image_states"]))

@@ -32,8 +32,8 @@ from methods.restorerid.checkpoint import (
     projection_part,
 )
 from methods.restorerid.fir_adapter import fir_adapters
-from methods.restorerid.identity_attention import identity_attention_adapters, merge_identity_lora
-from methods.restorerid.identity_tokens import ClipImageStates, FaceFeatures, IdentityProjection
+from methods.restorerid.identity_attention import identity_attention_adapters
+from methods.restorerid.identity_tokens import ClipImageStates, IdentityProjection
 
 HERE = Path(__file__).parent
 
@@ -68,7 +68,7 @@ def test_identity_tokens_agree():
     projection.load_state_dict(found.states["projection"], strict=True)
     identity, states = tensors["in.arcface"], tensors["in.clip_hidden"]
     torch.testing.assert_close(projection(identity, states), tensors["out.tokens"], atol=1e-4, rtol=0)
-    none = projection.unconditional(FaceFeatures(identity, tensors["in.clip_hidden_uncond"]))
+    none = projection(torch.zeros_like(identity), tensors["in.clip_hidden_uncond"])
     torch.testing.assert_close(none, tensors["out.tokens_uncond"], atol=1e-4, rtol=0)
     projection.shortcut, projection.shortcut_scale = True, 0.6
     torch.testing.assert_close(projection(identity, states), tensors["out.tokens_shortcut_s0.6"], atol=1e-4, rtol=0)
@@ -152,7 +152,8 @@ def test_scale_of_zero_and_per_sample_agree(fixture_unet):
     torch.testing.assert_close(call(adapted, tensors, 0.0), tensors["out.eps_lambda0"], atol=1e-4, rtol=0)
     expected = tensors["out.eps_lambda_tensor"]
     torch.testing.assert_close(call(adapted, tensors, tensors["in.lambda_tensor"]), expected, atol=1e-4, rtol=0)
-    merge_identity_lora(adapted.unet, adapted.adapters["identity"])
+    for site, adapter in adapted.adapters["identity"].items():
+        adapter.merge_lora(adapted.unet.get_submodule(site))
     torch.testing.assert_close(call(adapted, tensors, tensors["in.lambda_tensor"]), expected, atol=1e-4, rtol=0)
 
 

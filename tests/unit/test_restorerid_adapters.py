@@ -12,7 +12,7 @@ from bench.errors import UsageError
 from methods.blocks.adapted_unet import AdaptedUNet
 from methods.blocks.spatial_feature_transform import sft_adapters
 from methods.restorerid.fir_adapter import FIRAdapter, fir_adapters
-from methods.restorerid.identity_attention import identity_attention_adapters, merge_identity_lora
+from methods.restorerid.identity_attention import identity_attention_adapters
 
 WIDTH = 16
 
@@ -230,7 +230,8 @@ def test_merged_lora_gives_the_same_and_training_drops_it():
     adapted.eval()
     before = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
     expected = adapted(**inputs())
-    merge_identity_lora(unet, adapted.adapters["identity"])
+    for site, adapter in adapted.adapters["identity"].items():
+        adapter.merge_lora(unet.get_submodule(site))
     torch.testing.assert_close(adapted(**inputs()), expected, atol=1e-5, rtol=0)
     assert all(torch.equal(before[name], tensor) for name, tensor in adapted.state_dict().items())
     adapted.train()

@@ -47,7 +47,7 @@ def latents(count: int = 2) -> LatentBatch:
         "latent": torch.randn(count, 8, 16, 16, generator=generator),
         "lq_latent": torch.randn(count, 8, 16, 16, generator=generator),
         "identity": torch.nn.functional.normalize(torch.randn(count, 128, generator=generator)),
-        "image_states": torch.randn(count, 49, 1024, generator=generator),
+        "image_states": torch.randn(count, 49, 512, generator=generator),
     }
     return LatentBatch(tensors, list(range(count)))
 
@@ -173,3 +173,46 @@ def test_the_adaptive_scale_follows_the_quality_and_says_when_it_cannot(autoenco
 def test_fir_needs_the_identity(autoencoder: str) -> None:
     with pytest.raises(UsageError, match="use_fir=false"):
         RestorerID(settings(autoencoder, "method.use_identity=false"))
+
+
+def test_the_latent_that_a_prediction_means_inverts_the_forward_process(autoencoder: str) -> None:
+    method = RestorerID(settings(autoencoder))
+    generator = torch.Generator().manual_seed(0)
+    latent, noise = (torch.randn(3, 8, 4, 4, generator=generator) for _ in range(2))
+    alpha = method.sampler.alphas_cumprod[torch.tensor([10, 500, 990])].view(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * latent + (1 - alpha).sqrt() * noise
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latent
+    assert method.base.prediction == "v_prediction"
+    torch.testing.assert_close(method.predicted_latent(noisy, velocity, alpha), latent, atol=1e-5, rtol=0)
+    method.base = replace(method.base, prediction="epsilon")
+    torch.testing.assert_close(method.predicted_latent(noisy, noise, alpha), latent, atol=1e-4, rtol=1e-3)
+
+
+def test_identity_loss_looks_at_the_noisiest_pictures_and_adds_to_the_noise_loss(autoencoder: str) -> None:
+    points = torch.tensor([[39.0, 53], [89, 53], [64, 81], [44, 102], [85, 102]])
+    faces_known = {"points": points.expand(4, -1, -1), "own_identity": torch.eye(128)[:4]}
+
+    def step(weight: float) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[int], torch.Tensor]:
+        words = [f"method.losses.identity={weight}", "method.losses.identity_pictures=2"]
+        method = RestorerID(settings(autoencoder, *words))
+        method.prepare_training()
+        optimiser = method.configure_optimizers()
+        method.optimizers = lambda: optimiser  # type: ignore[method-assign]
+        logged: dict[str, torch.Tensor] = {}
+        method.log = lambda key, value, **_: logged.__setitem__(key, value)  # type: ignore[method-assign]
+        decoded: list[int] = []
+        decode = method.space.decode
+        method.space.decode = lambda latent: decoded.append(len(latent)) or decode(latent)  # type: ignore
+        batch = latents(4)
+        loss = method.training_step(LatentBatch(batch.tensors | faces_known, batch.seeds), 0)
+        return loss, logged, decoded, method.network.adapted.unet.conv_in.weight
+
+    plain, logged, decoded, _ = step(0.0)
+    assert "train/identity" not in logged
+    assert decoded == []
+    loss, logged, decoded, weight = step(0.5)
+    assert decoded == [2]
+    assert 0 < logged["train/identity"] < 2
+    torch.testing.assert_close(loss, plain + 0.5 * logged["train/identity"])
+    (gradient,) = torch.autograd.grad(loss - plain.detach(), weight)
+    assert gradient.abs().sum() > 0
