@@ -145,7 +145,11 @@ def _fit(
     if resumed:
         _check_checkpoint(last, settings, batches)
     module = TrainingData(data, samples, int(config["trainer"]["num_workers"]))
-    trainer.fit(method, datamodule=module, ckpt_path=str(last) if resumed else None, weights_only=True)
+    try:
+        trainer.fit(method, datamodule=module, ckpt_path=str(last) if resumed else None, weights_only=True)
+    except SystemExit as stopped:
+        # Lightning's own answer to an interrupt, and to the signal by which a scheduler ends a job.
+        raise KeyboardInterrupt from stopped
     trainer.save_checkpoint(last)
     result = {
         "run_dir": str(run_dir),
