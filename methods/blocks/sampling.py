@@ -117,8 +117,8 @@ PRESETS: dict[str, SamplingSettings] = {
     "fast": SamplingSettings(
         solver="dpm_solver++", steps=20, guidance=7.5, guided_share=0.7, spacing="linspace", offset=0
     ),
-    # Little more than the mean of what an LQ allows: for networks too small to draw one face out of many.
-    "two_steps": SamplingSettings(solver="dpm_solver++", steps=2, guidance=3.0, spacing="linspace", offset=0),
+    # The mean of what the LQ allows, guided: for networks too small to draw one face out of the many it allows.
+    "one_step": SamplingSettings(solver="dpm_solver++", steps=1, guidance=2.0, spacing="linspace", offset=0),
 }
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 FREQUENCIES = (1, 2, 4)
 #: Numbers of one code: sine and cosine of each frequency along both sides.
 CODE_WIDTH = 4 * len(FREQUENCIES)
-#: Attention to the same place, before softmax, at the start.
-START_LOGIT = 15.0
+#: Attention to the same place, before softmax, at the start; tokens without a place (code 0) stand at 0 and stay in sight.
+START_LOGIT = 6.0
 
 
 def position_code(height: int, width: int) -> Tensor:

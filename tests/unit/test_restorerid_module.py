@@ -139,7 +139,13 @@ def test_identity_and_its_scale_reach_the_picture(autoencoder: str, orl_root: Pa
 
 
 def test_a_picture_depends_on_its_own_seed_alone(autoencoder: str, orl_root: Path) -> None:
-    method = shaken(RestorerID(settings(autoencoder, "method.id_scale=1.0", "method.sampling.eta=1.0")))
+    method = shaken(
+        RestorerID(
+            settings(
+                autoencoder, "method.id_scale=1.0", "method.sampling.preset=restorerid_paper", "method.sampling.eta=1.0"
+            )
+        )
+    )
     batch = faces(orl_root)
     with torch.inference_mode():
         together = method.restore(batch)

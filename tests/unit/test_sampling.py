@@ -209,6 +209,18 @@ def test_presets_are_what_papers_and_releases_use() -> None:
         sampling_preset("fast", step=3)
 
 
+def test_one_step_is_the_guided_prediction_of_the_clean_latent() -> None:
+    """By hand: x0 = (x - sqrt(1 - a) (u + g (c - u))) / sqrt(a) at the last timestep, from noise alone."""
+    sampler = Sampler(sampling_preset("one_step"))
+    assert sampler.call_timesteps == (999,)
+    found = sampler.sample(_predict, [11, 12], shape=SHAPE)
+    noise, tokens, timestep = image_noise(image_generators([11, 12]), SHAPE), _tokens(2), torch.full((2,), 999)
+    free, bound = (_network(noise, timestep, tokens[branch]) for branch in ("unconditional", "conditional"))
+    alpha = sampler.alphas_cumprod[999]
+    expected = (noise - (1 - alpha).sqrt() * (free + 2 * (bound - free))) / alpha.sqrt()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_steps_are_reported_and_precision_is_the_networks_alone() -> None:
     steps: list[SamplingStep] = []
     types: set[torch.dtype] = set()
