@@ -24,7 +24,7 @@ SHIPPED = [
     "method.sizes.paper.face_encoder=sface",
     "method.sizes.paper.quality=bands",
     "method.sizes.paper.network.projection.identity_dim=128",
-    "method.sizes.paper.network.projection.image_dim=1024",
+    "method.sizes.paper.network.projection.image_dim=512",
     "method.id_scale=0.75",
 ]
 
