@@ -317,13 +317,18 @@ class DemoFaceEncoder:
     @torch.no_grad()
     def encode(self, images: Tensor, points: Tensor) -> FaceFeatures:
         """Reads faces; see `FaceEncoder.encode`."""
-        embedding, features = self.network.to(images.device).embedding_and_features(crop_faces(images, points))
+        embedding, features = self.network.to(images.device).embedding_and_features(self._crops(images, points))
         return FaceFeatures(embedding, self._image_states(features))
 
     def embed(self, images: Tensor, points: Tensor) -> Tensor:
         """See `FaceEncoder.embed`."""
-        embedding: Tensor = self.network.to(images.device)(crop_faces(images, points))
+        embedding: Tensor = self.network.to(images.device)(self._crops(images, points))
         return embedding
+
+    @staticmethod
+    def _crops(images: Tensor, points: Tensor) -> Tensor:
+        # On a CPU SFace takes 1.7 times as long in the other layout.
+        return crop_faces(images, points).contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def unconditional(self, count: int, device: torch.device | str) -> FaceFeatures:
