@@ -14,7 +14,7 @@ from torch import Tensor, nn
 FREQUENCIES = (1, 2, 4)
 #: Numbers of one code: sine and cosine of each frequency along both sides.
 CODE_WIDTH = 4 * len(FREQUENCIES)
-#: Attention to the same place, before softmax, at the start; tokens without a place (code 0) stand at 0 and stay in sight.
+#: Attention to the same place, before softmax, at the start. Tokens without a place have 0 and stay in sight.
 START_LOGIT = 6.0
 
 
