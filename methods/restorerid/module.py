@@ -102,6 +102,10 @@ class RestorerID(RestorationMethod):
         scale = settings["id_scale"]
         if scale != "adaptive" and not (isinstance(scale, int | float) and 0 <= scale < math.inf):
             raise UsageError(f"method.id_scale must be adaptive or a number from 0 on, got {scale!r}.")
+        if settings["losses"]["identity"] and settings["losses"]["identity_pictures"] < 1:
+            raise UsageError(
+                "method.losses.identity needs pictures to look at: set method.losses.identity_pictures to 1 or more."
+            )
         self.native_size = int(settings["native_size"])
         self.size = settings["size"]
         self.base = base_model(settings["base"])

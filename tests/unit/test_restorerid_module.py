@@ -222,3 +222,9 @@ def test_identity_loss_looks_at_the_noisiest_pictures_and_adds_to_the_noise_loss
     torch.testing.assert_close(loss, plain + 0.5 * logged["train/identity"])
     (gradient,) = torch.autograd.grad(loss - plain.detach(), weight)
     assert gradient.abs().sum() > 0
+
+
+def test_identity_loss_of_no_pictures_is_refused(autoencoder: str) -> None:
+    words = ["method.losses.identity=0.5", "method.losses.identity_pictures=0"]
+    with pytest.raises(UsageError, match="identity_pictures"):
+        RestorerID(settings(autoencoder, *words))
