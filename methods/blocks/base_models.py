@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import unknown_name
+
+if TYPE_CHECKING:
+    from methods.blocks.sampling import Prediction
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 CROSS_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
@@ -37,7 +40,7 @@ class BaseModel:
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
     text: Mapping[str, Any] | None
-    prediction: str = "epsilon"
+    prediction: Prediction = "epsilon"
     hub_ids: tuple[str, ...] = field(default=())
     open_clip: bool = False
     licence: str = ""

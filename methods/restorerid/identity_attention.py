@@ -203,9 +203,11 @@ class IdentityAttention(nn.Module):
     def _place(self, attention: Attention, hidden_states: Tensor, conditions: Conditions) -> Tensor:
         assert self.position_query is not None
         count = hidden_states.shape[1]
-        height, width = next(size for size in conditions["lq_maps"] if size[0] * size[1] == count)
-        code = position_code(height, width).to(hidden_states)
-        return _split(attention, self.position_query(code)[None])
+        for height, width in conditions["lq_maps"]:
+            if height * width == count:
+                code = position_code(height, width, like=hidden_states)
+                return _split(attention, self.position_query(code)[None])
+        raise UsageError(f"No LQ map has {count} cells: with network.identity.positions each layer needs one.")
 
     def _project(self, name: str, layer: nn.Linear, x: Tensor) -> Tensor:
         if name in self._merged:

@@ -127,7 +127,7 @@ class IdentityProjection(IPAdapterFaceIDPlusImageProjection):
     def _with_patches(self, tokens: Tensor, image_states: Tensor) -> Tensor:
         assert self.patches is not None
         side = math.isqrt(image_states.shape[1])
-        code = position_code(side, side).to(tokens)
+        code = position_code(side, side, like=tokens)
         content = torch.cat([tokens, self.patches(image_states)], 1)
         places = torch.cat([code.new_zeros(tokens.shape[1], CODE_WIDTH), code])
         return torch.cat([content, places.expand(len(content), -1, -1)], -1)

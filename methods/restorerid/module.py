@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,11 +16,10 @@ from bench.batch import FaceBatch
 from bench.errors import UsageError, unknown_name
 from bench.method import MethodSpec, RestorationMethod
 from bench.seeds import derive_seed
-from bench.weights.method_weights import read_weights
-from methods.blocks.adapted_unet import AdapterSet
 from methods.blocks.base_models import base_model
 from methods.blocks.colour_fix import COLOUR_FIXES, colour_fix
-from methods.blocks.latent_diffusion import load_base
+from methods.blocks.diffusion_objective import NoisyLatents, add_noise
+from methods.blocks.inference_network import InferenceNetwork
 from methods.blocks.latent_samples import LatentBatch, LatentSamples
 from methods.blocks.latent_space import LatentSpace, latent_space
 from methods.blocks.learning_rate import learning_rate
@@ -31,9 +28,10 @@ from methods.blocks.text_conditioning import text_tokens
 from methods.restorerid.adaptive_scale import adaptive_id_scale
 from methods.restorerid.face_encoders import build_face_encoder
 from methods.restorerid.identity_tokens import FaceFeatures
-from methods.restorerid.network import STAGES, RestorerIDNetwork
+from methods.restorerid.network import RestorerIDNetwork
 from methods.restorerid.quality import QualityEstimator, build_quality
 from methods.restorerid.reference_faces import ON_MISSING_FACE, choose_references
+from methods.restorerid.stages import begin_stage
 
 if TYPE_CHECKING:
     from torch.utils.data import IterableDataset
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
     from methods.restorerid.timing import PlainPipeline
 
 REFERENCE_CHOICES = ("first", "none")
-INFERENCE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -112,11 +109,9 @@ class RestorerID(RestorationMethod):
         torch.manual_seed(derive_seed(settings.get("seed", 0), "initial weights") % 2**32)
         self.network = RestorerIDNetwork(self.base, settings["network"], settings["use_identity"], settings["use_fir"])
         options = {key: value for key, value in settings["sampling"].items() if value is not None}
-        self.preset = options.pop("preset")
-        self.sampler = Sampler(sampling_preset(self.preset, prediction=self.base.prediction, **options))
-        self.inference_type = settings.get("inference_dtype") or "auto"
-        if self.inference_type not in ("auto", *INFERENCE_TYPES):
-            raise unknown_name("value of method.inference_dtype", self.inference_type, ("auto", *INFERENCE_TYPES))
+        preset = options.pop("preset")
+        self.sampler = Sampler(sampling_preset(preset, prediction=self.base.prediction, **options))
+        self.inference_network = InferenceNetwork(settings, preset)
         self.batches_done = 0
         self._batch_pictures = 0
         self.averaged: nn.Module | None = None
@@ -246,30 +241,11 @@ class RestorerID(RestorationMethod):
         return cast(RestorerIDNetwork, self.averaged if self.averaged is not None else self.network)
 
     def network_for_inference(self) -> RestorerIDNetwork:
-        """The network as restoration runs it: in the type, memory layout and compilation of the settings.
-
-        While it is being trained it is left as it is. In float32 it is the network itself, in bfloat16 a copy that is
-        made again whenever the weights have changed.
-        """
+        """The network as restoration runs it; while it is being trained it is left as it is."""
         source = self._source
         if self.averaged is not None or any(parameter.requires_grad for parameter in source.parameters()):
             return source
-        gpu = self.device.type == "cuda"
-        name = self.inference_type
-        if name == "auto":
-            name = "bfloat16" if gpu and self.preset == "fast" else "float32"
-        in_channels_last = bool(self.settings.get("channels_last", True))
-        compiled = bool(self.settings.get("compile", False))
-        key = (id(source), self.device, name, in_channels_last, compiled)
-        if self.frozen.get("inference", (None,))[0] != (*key, _writes(source)):
-            with torch.inference_mode(False):
-                network = source if name == "float32" else copy.deepcopy(source).to(INFERENCE_TYPES[name])
-                if in_channels_last:
-                    network.to(memory_format=torch.channels_last)
-                if compiled:
-                    network.compile_regions()
-            self.frozen["inference"] = ((*key, _writes(source)), network)
-        return cast(RestorerIDNetwork, self.frozen["inference"][1])
+        return self.inference_network.of(source, self.device)
 
     def _identity(
         self, network: RestorerIDNetwork, batch: FaceBatch
@@ -352,69 +328,9 @@ class RestorerID(RestorationMethod):
         Raises:
             UsageError: The stage needs another's weights, or trains what the settings left out.
         """
-        training = self.settings["training"]
-        stage = training["stage"]
-        if stage not in STAGES:
-            raise unknown_name("value of method.training.stage", stage, STAGES)
-        if training["start_from"]:
-            self._read_stage(training["start_from"])
-        elif stage in ("identity", "fir"):
-            raise UsageError(
-                f"method.training.stage={stage} goes on from the stage before: give its weights with "
-                "method.training.start_from=FILE."
-            )
-        elif self.base.hub_ids:
-            stock = load_base(self.base, self.settings["autoencoder"], ("unet",))["unet"]
-            self.network.adapted.unet.load_state_dict(stock.state_dict())
-        if training.get("id_model"):
-            self._read_id_model(Path(training["id_model"]).expanduser())
-        self.network.train_only(stage)
-        if not training["train_unet"]:
-            self.network.adapted.unet.requires_grad_(False)
+        begin_stage(self.network, self.settings["training"], self.base, self.settings["autoencoder"])
         if self.settings["ema_halflife_pictures"]:
             self.averaged = copy.deepcopy(self.network).requires_grad_(False)
-
-    def _read_id_model(self, path: Path) -> None:
-        """Takes the ready-made ID model of an IP-Adapter FaceID-Plus file, as the paper does."""
-        from methods.blocks.checkpoints.accounting import convert, read_checkpoint
-        from methods.restorerid.checkpoint import ip_adapter_parts
-
-        network = self.network
-        if network.projection is None:
-            raise UsageError("method.training.id_model is of no use with method.use_identity=false.")
-        identity = cast(AdapterSet, network.adapted.adapters["identity"])
-        found = convert(
-            read_checkpoint(path),
-            ip_adapter_parts(network.adapted.unet, identity, network.projection),
-            expected="IP-Adapter's FaceID-Plus for this base model (ip-adapter-faceid-plus_sd15.bin)",
-            source=str(path),
-        )
-        identity.load_state_dict(found.states["identity"])
-        network.projection.load_state_dict(found.states["projection"])
-
-    def _read_stage(self, path: str) -> None:
-        stage = self.settings["training"]["stage"]
-        state, metadata = read_weights(Path(path).expanduser())
-        try:
-            missing, surplus = self.network.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-        except RuntimeError as error:
-            raise UsageError(
-                f"{path} is no earlier stage of this network: {str(error).splitlines()[-1].strip()}"
-            ) from error
-        given_here = self.settings["training"].get("id_model")
-        needed = {*STAGES["base"], *(STAGES["identity"] if stage == "fir" and not given_here else ())}
-        absent = sorted({self.network.part_of(name) for name in missing} & needed)
-        if absent or surplus:
-            raise UsageError(
-                f"{path} is no earlier stage of this network: it lacks {', '.join(absent) or 'nothing'} and has "
-                f"{len(surplus)} tensors more."
-            )
-        before = json.loads(metadata.get("settings", "{}")).get("training", {})
-        if stage == "fir" and before.get("stage") == "base" and not (before.get("id_model") or given_here):
-            raise UsageError(
-                f"{path} comes from stage base: its ID model was never trained. Train stage identity first, and "
-                "give its weights."
-            )
 
     def configure_optimizers(self) -> Any:
         """AdamW over what the stage trains."""
@@ -476,26 +392,20 @@ class RestorerID(RestorationMethod):
         count, options = len(latent), self.settings["training"]
         self._set_learning_rate()
         rng = torch.Generator().manual_seed(derive_seed(batch.seeds[0], "diffusion step", self.batches_done))
-        timestep = torch.randint(self.sampler.settings.train_timesteps, (count,), generator=rng).to(latent.device)
-        noise = torch.randn(latent.shape, generator=rng).to(latent)
+        noised = add_noise(latent, self.sampler.alphas_cumprod, self.sampler.settings.prediction, rng)
         without_lq = torch.rand(count, generator=rng) < self.settings["dropout"]["lq"]
         without_identity = torch.rand(count, generator=rng) < self.settings["dropout"]["identity"]
-        alpha = self.sampler.alphas_cumprod.to(latent)[timestep].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * latent + (1 - alpha).sqrt() * noise
         lq_latent = torch.where(without_lq.to(latent.device)[:, None, None, None], 0.0, tensors["lq_latent"])
         tokens, scale, base_only = None, None, options["stage"] == "base"
         if self.network.projection is not None and not base_only:
             tokens = self._training_tokens(tensors, without_identity.to(latent.device))
             scale = torch.full((count,), float(options["id_scale"]), device=latent.device)
-        maps = self.network.lq_maps(lq_latent, timestep)
+        maps = self.network.lq_maps(lq_latent, noised.timestep)
         text = self.text(count, "").to(latent)
-        predicted = self.network(noisy, timestep, text, maps, tokens, scale, base_only=base_only)
-        target = noise
-        if self.base.prediction == "v_prediction":
-            target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latent
-        loss = F.mse_loss(predicted.float(), target.float())
+        predicted = self.network(noised.noisy, noised.timestep, text, maps, tokens, scale, base_only=base_only)
+        loss = F.mse_loss(predicted.float(), noised.target.float())
         if self._identity_loss:
-            distance = self._identity_distance(noisy, predicted, alpha, tensors)
+            distance = self._identity_distance(noised, predicted, tensors)
             self.log("train/identity", distance.detach())
             loss = loss + self._identity_loss * distance
         if not torch.isfinite(loss):
@@ -506,30 +416,14 @@ class RestorerID(RestorationMethod):
         self.log("train/total", loss.detach(), prog_bar=True)
         return loss
 
-    def predicted_latent(self, noisy: Tensor, predicted: Tensor, alpha: Tensor) -> Tensor:
-        """The clean latent that a prediction means (DDIM, Eq. 9; for velocities Salimans and Ho 2022, Appendix D).
-
-        Args:
-            noisy: Noisy latents, (B, C, h, w).
-            predicted: What the network predicted of them: noise, or velocity.
-            alpha: Cumulative alphas of their timesteps, (B, 1, 1, 1).
-
-        Returns:
-            (B, C, h, w).
-        """
-        if self.base.prediction == "v_prediction":
-            return alpha.sqrt() * noisy - (1 - alpha).sqrt() * predicted
-        return (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
-
-    def _identity_distance(self, noisy: Tensor, predicted: Tensor, alpha: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    def _identity_distance(self, noised: NoisyLatents, predicted: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """1 - cosine between the faces of the predicted clean pictures and of their ground truth.
 
         The noisiest pictures of the batch stand for all: decoding costs more than the network, and where there is
         little noise the face is seen already.
         """
-        noisiest = alpha.flatten().argsort()[: int(self.settings["losses"]["identity_pictures"])]
-        clean = self.predicted_latent(noisy[noisiest], predicted[noisiest], alpha[noisiest])
-        pictures = self.space.decode(clean).add(1).div(2).clamp(0, 1)
+        noisiest = noised.alpha.flatten().argsort()[: int(self.settings["losses"]["identity_pictures"])]
+        pictures = self.space.decode(noised[noisiest].clean(predicted[noisiest])).add(1).div(2).clamp(0, 1)
         found = self.face_encoder.embed(pictures, tensors["points"][noisiest])
         return 1 - F.cosine_similarity(found, tensors["own_identity"][noisiest], dim=1).mean()
 
@@ -596,12 +490,6 @@ class RestorerID(RestorationMethod):
         if surplus:
             raise UsageError(f"The weights hold tensors of {', '.join(sorted(surplus))} that this network has not.")
         self.network.load_state_dict({name: state[name].float() for name in wanted}, assign=True)
-        self.frozen.pop("inference", None)
-
-
-def _writes(network: nn.Module) -> int:
-    """Changes whenever a parameter is written in place, as by loading weights."""
-    return sum(0 if parameter.is_inference() else parameter._version for parameter in network.parameters())
 
 
 method_class = RestorerID

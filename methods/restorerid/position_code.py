@@ -18,20 +18,23 @@ CODE_WIDTH = 4 * len(FREQUENCIES)
 START_LOGIT = 6.0
 
 
-def position_code(height: int, width: int) -> Tensor:
+def position_code(height: int, width: int, like: Tensor | None = None) -> Tensor:
     """Codes of the centres of a grid's cells.
 
     Args:
         height: Rows of the grid.
         width: Columns.
+        like: A tensor whose device and type the codes have; float32 on the CPU by default.
 
     Returns:
         (height * width, CODE_WIDTH), row by row.
     """
-    x, y = ((torch.arange(count) + 0.5) / count * 2 - 1 for count in (width, height))
+    device = None if like is None else like.device
+    x, y = ((torch.arange(count, device=device) + 0.5) / count * 2 - 1 for count in (width, height))
     places = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), -1).flatten(0, 1)
     angles = torch.cat([places * (math.pi / 2 * frequency) for frequency in FREQUENCIES], -1)
-    return torch.cat([angles.sin(), angles.cos()], -1)
+    code = torch.cat([angles.sin(), angles.cos()], -1)
+    return code if like is None else code.to(like)
 
 
 @torch.no_grad()

@@ -245,5 +245,11 @@ def test_stage_fir_goes_on_from_stage_base_only_with_an_id_model(tmp_path: Path)
     moved = path.rename(tmp_path / "moved.bin")
     assert_has_id_model(fir(files["with"]).network.state_dict(), states)
     assert_has_id_model(fir(files["without"], id_model=moved).network.state_dict(), states)
+    plain = published("base", use_identity=False, use_fir=False)
+    plain.prepare_training()
+    write_weights(tmp_path / "plain.safetensors", plain, "float32", {"settings": plain.settings})
+    assert_has_id_model(fir(tmp_path / "plain.safetensors", id_model=moved).network.state_dict(), states)
+    with pytest.raises(UsageError, match=r"plain\.safetensors is no earlier stage of this network: it lacks identity"):
+        fir(tmp_path / "plain.safetensors")
     with pytest.raises(UsageError, match=r"without\.safetensors comes from stage base: its ID model was never trained"):
         fir(files["without"])

@@ -181,19 +181,6 @@ def test_fir_needs_the_identity(autoencoder: str) -> None:
         RestorerID(settings(autoencoder, "method.use_identity=false"))
 
 
-def test_the_latent_that_a_prediction_means_inverts_the_forward_process(autoencoder: str) -> None:
-    method = RestorerID(settings(autoencoder))
-    generator = torch.Generator().manual_seed(0)
-    latent, noise = (torch.randn(3, 8, 4, 4, generator=generator) for _ in range(2))
-    alpha = method.sampler.alphas_cumprod[torch.tensor([10, 500, 990])].view(-1, 1, 1, 1)
-    noisy = alpha.sqrt() * latent + (1 - alpha).sqrt() * noise
-    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latent
-    assert method.base.prediction == "v_prediction"
-    torch.testing.assert_close(method.predicted_latent(noisy, velocity, alpha), latent, atol=1e-5, rtol=0)
-    method.base = replace(method.base, prediction="epsilon")
-    torch.testing.assert_close(method.predicted_latent(noisy, noise, alpha), latent, atol=1e-4, rtol=1e-3)
-
-
 def test_identity_loss_looks_at_the_noisiest_pictures_and_adds_to_the_noise_loss(autoencoder: str) -> None:
     points = torch.tensor([[39.0, 53], [89, 53], [64, 81], [44, 102], [85, 102]])
     faces_known = {"points": points.expand(4, -1, -1), "own_identity": torch.eye(128)[:4]}

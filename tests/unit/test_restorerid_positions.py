@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench.errors import UsageError
 from methods.blocks.adapted_unet import AdaptedUNet
 from methods.blocks.base_models import BASE_MODELS
 from methods.blocks.latent_diffusion import build_unet
@@ -85,4 +86,6 @@ def test_new_adapters_with_positions_leave_the_unet_as_it_is_and_read_the_right_
         before = adapter(attention, hidden, text, None, given)
         tokens[0, 0, :10] += 5
         moved = (adapter(attention, hidden, text, None, given) - before).norm(dim=-1).unflatten(1, (16, 16))[0]
-    assert moved[:3, :3].mean() > 20 * moved[8:, 8:].mean()
+        assert moved[:3, :3].mean() > 20 * moved[8:, 8:].mean()
+        with pytest.raises(UsageError, match="No LQ map has 256 cells"):
+            adapter(attention, hidden, text, None, given | {"lq_maps": {(8, 8): torch.zeros(1, 1, 8, 8)}})

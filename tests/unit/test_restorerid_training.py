@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from bench.weights.method_weights import read_weights, write_weights
 from methods.blocks.base_models import base_model
 from methods.blocks.checkpoints.stable_diffusion import UNET_PREFIX, unet_part
 from methods.blocks.checkpoints.stablesr import lq_encoder_part, sft_part
-from methods.blocks.latent_samples import LatentBatch
 from methods.restorerid.checkpoint import PROJECTION_PREFIX, fir_part, identity_part, projection_part
 from methods.restorerid.module import RestorerID
 from methods.restorerid.network import STAGES, RestorerIDNetwork
@@ -118,13 +116,6 @@ def test_new_adapters_leave_the_demos_base_bit_identical() -> None:
     assert torch.equal(adapted, stock)
 
 
-def samples() -> LatentBatch:
-    """Random latents, with faces of the ground truths too, for trainings that take some of these as references."""
-    batch = latents()
-    own = {f"own_{name}": batch.tensors[name].flip(0) for name in ("identity", "image_states")}
-    return replace(batch, tensors={**own, **batch.tensors})
-
-
 def steps(method: RestorerID, count: int, text_tokens: int | None) -> tuple[set[str], set[str]]:
     """Trained tensors without any gradient in so many steps, and those among them that stand where they began."""
     method.prepare_training()
@@ -139,7 +130,7 @@ def steps(method: RestorerID, count: int, text_tokens: int | None) -> tuple[set[
     largest = dict.fromkeys(trained, 0.0)
     for step in range(count):
         optimiser.zero_grad()
-        method.training_step(samples(), step).backward()
+        method.training_step(latents(), step).backward()
         for name, value in trained.items():
             if value.grad is not None:
                 largest[name] = max(largest[name], float(value.grad.abs().max()))
