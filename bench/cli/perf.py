@@ -162,9 +162,10 @@ def _sentences(one: dict[str, Any]) -> list[str]:
     training, flat = one["training"], one["flat"]
     lines = [
         f"ours is {one['ratio']:.2f} times as fast as diffusers{compiled}",
-        f"the fast preset is {one['fast_ratio']:.2f} times as fast as ours",
         f"peak memory {one['peak_memory_mb']:.0f} MB",
     ]
+    if one["fast_ratio"] is not None:
+        lines.insert(1, f"the fast preset is {one['fast_ratio']:.2f} times as fast as ours")
     if flat:
         lines.append(
             f"{flat['images']} images: {flat['first']:.3f} s for each of the first {flat['ends']}, "

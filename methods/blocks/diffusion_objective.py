@@ -55,17 +55,20 @@ class NoisyLatents:
 
 
 def add_noise(
-    latent: Tensor, alphas_cumprod: Tensor, prediction: Prediction, generator: torch.Generator
+    latent: Tensor, alphas_cumprod: Tensor, prediction: Prediction, generator: torch.Generator, least: int = 0
 ) -> NoisyLatents:
     """Draws a timestep and noise for each latent.
 
     Args:
-        latent: Clean latents, (B, C, h, w).
+        latent: Clean latents, (B, C, h, w). Everything is made in float32, since in bfloat16 the least noise would
+            round to none.
         alphas_cumprod: Cumulative alphas of all training timesteps, (T,).
         prediction: What the denoiser predicts.
         generator: Of the CPU, so that a draw does not depend on the device.
+        least: The least timestep that is drawn.
     """
-    timestep = torch.randint(len(alphas_cumprod), (len(latent),), generator=generator).to(latent.device)
+    latent = latent.float()
+    timestep = torch.randint(least, len(alphas_cumprod), (len(latent),), generator=generator).to(latent.device)
     noise = torch.randn(latent.shape, generator=generator).to(latent)
     alpha = alphas_cumprod.to(latent)[timestep].view(-1, 1, 1, 1)
     return NoisyLatents(latent, noise, timestep, alpha, prediction)

@@ -64,6 +64,8 @@ class InferenceNetwork:
         return cast(Network, self._made[1])
 
 
-def _writes(network: nn.Module) -> int:
-    """Changes whenever a parameter is written in place, as by loading weights."""
-    return sum(0 if parameter.is_inference() else parameter._version for parameter in network.parameters())
+def _writes(network: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Changes whenever a parameter is written in place or replaced, as by loading weights."""
+    return tuple(
+        (id(parameter), 0 if parameter.is_inference() else parameter._version) for parameter in network.parameters()
+    )

@@ -8,7 +8,6 @@ trained network, are kept from the file where it has them.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +76,6 @@ def main() -> None:
     correlation = quality.rank_correlation(predictions.tolist(), targets.tolist())
     fitted = quality.fit_quality(NAME, SIDE, features, targets)
     target = Path(quality.__file__).with_name("quality_demo.json")
-    kept = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
     people = len(np.unique(identities))
     write_json(
         target,
@@ -92,8 +90,9 @@ def main() -> None:
             "spread": _short(fitted.spread),
             "weights": _short(fitted.weights),
             "intercept": round(fitted.intercept, 5),
-            "alpha": kept.get("alpha"),
-            "beta": kept.get("beta"),
+            # Of other weights they would mean something else: `calibrate_scale` finds them anew.
+            "alpha": None,
+            "beta": None,
         },
     )
     sys.stdout.write(

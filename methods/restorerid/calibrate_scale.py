@@ -26,7 +26,7 @@ import torch
 from bench.config import compose
 from bench.data.training import TrainingPairs, TrainingSettings
 from bench.errors import BenchError, UsageError
-from bench.files import atomic_path, write_json
+from bench.files import atomic_path, sha256_bytes, write_json
 from bench.protocol.protocol import DataSettings
 from bench.runs.plan import build_method
 from methods.restorerid import quality
@@ -156,7 +156,7 @@ def main(words: Sequence[str] | None = None) -> int:
     method = cast(RestorerID, built)
     chosen = [word for word in arguments.overrides if word.startswith("data")] or ["data=orl_heavy"]
     batches = training_pictures(chosen, arguments.pictures, int(method.native_size or 0))
-    table = arguments.output / f"sweep-{revision}.csv"
+    table = arguments.output / f"sweep-{revision}-{sha256_bytes(repr(chosen).encode())[:8]}.csv"
     rows = swept(method, batches, sweep_scales(arguments.largest, arguments.step), table)
     curves = interval_curves(rows, quality_edges([row.quality for row in rows], arguments.intervals))
     for curve in curves:

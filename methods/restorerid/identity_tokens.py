@@ -16,6 +16,7 @@ import torch
 from diffusers.models.embeddings import IPAdapterFaceIDPlusImageProjection
 from torch import Tensor, nn
 
+from bench.errors import UsageError
 from bench.faces.sface import EMBEDDING_SIZE, SFace, crop_faces
 from bench.weights import catalogue
 from methods.restorerid.position_code import CODE_WIDTH, position_code
@@ -127,6 +128,11 @@ class IdentityProjection(IPAdapterFaceIDPlusImageProjection):
     def _with_patches(self, tokens: Tensor, image_states: Tensor) -> Tensor:
         assert self.patches is not None
         side = math.isqrt(image_states.shape[1])
+        if side * side != image_states.shape[1]:
+            raise UsageError(
+                f"network.projection.patches needs image states in a square, not {image_states.shape[1]} of them: set "
+                "it to false for this face encoder."
+            )
         code = position_code(side, side, like=tokens)
         content = torch.cat([tokens, self.patches(image_states)], 1)
         places = torch.cat([code.new_zeros(tokens.shape[1], CODE_WIDTH), code])

@@ -31,7 +31,7 @@ from methods.restorerid.identity_tokens import FaceFeatures
 from methods.restorerid.network import RestorerIDNetwork
 from methods.restorerid.quality import QualityEstimator, build_quality
 from methods.restorerid.reference_faces import ON_MISSING_FACE, choose_references
-from methods.restorerid.stages import begin_stage
+from methods.restorerid.stages import begin_stage, freeze
 
 if TYPE_CHECKING:
     from torch.utils.data import IterableDataset
@@ -103,6 +103,11 @@ class RestorerID(RestorationMethod):
             raise UsageError(
                 "method.losses.identity needs pictures to look at: set method.losses.identity_pictures to 1 or more."
             )
+        if settings["losses"]["identity"] and base_model(settings["base"]).prediction != "v_prediction":
+            raise UsageError(
+                "method.losses.identity is for base models that predict velocities: the clean picture that predicted "
+                "noise means is out of range where there is most noise. Set it to 0."
+            )
         self.native_size = int(settings["native_size"])
         self.size = settings["size"]
         self.base = base_model(settings["base"])
@@ -112,6 +117,9 @@ class RestorerID(RestorationMethod):
         preset = options.pop("preset")
         self.sampler = Sampler(sampling_preset(preset, prediction=self.base.prediction, **options))
         self.inference_network = InferenceNetwork(settings, preset)
+        least, all_timesteps = settings["training"]["least_timestep"], self.sampler.settings.train_timesteps
+        if not 0 <= least < all_timesteps:
+            raise UsageError(f"method.training.least_timestep must be from 0 to {all_timesteps - 1}, got {least}.")
         self.batches_done = 0
         self._batch_pictures = 0
         self.averaged: nn.Module | None = None
@@ -125,7 +133,8 @@ class RestorerID(RestorationMethod):
     def space(self) -> LatentSpace:
         """The autoencoder."""
         if "space" not in self.frozen:
-            self.frozen["space"] = latent_space(self.base, self.settings["autoencoder"])
+            with torch.inference_mode(False):  # the identity loss takes gradients through it
+                self.frozen["space"] = latent_space(self.base, self.settings["autoencoder"])
         space: Any = self.frozen["space"].to(self.device)
         return cast(LatentSpace, space)
 
@@ -133,7 +142,8 @@ class RestorerID(RestorationMethod):
     def face_encoder(self) -> FaceEncoder:
         """What reads the reference's face."""
         if "face_encoder" not in self.frozen:
-            self.frozen["face_encoder"] = build_face_encoder(self.settings["face_encoder"])
+            with torch.inference_mode(False):
+                self.frozen["face_encoder"] = build_face_encoder(self.settings["face_encoder"])
         return cast("FaceEncoder", self.frozen["face_encoder"])
 
     @property
@@ -314,6 +324,10 @@ class RestorerID(RestorationMethod):
 
         return PlainPipeline(self)
 
+    def prepare_timed_training(self) -> None:
+        """Freezes what a stage leaves alone, as `prepare_training`, and reads nothing."""
+        freeze(self.network, self.settings["training"])
+
     def random_training_batch(self, count: int) -> LatentBatch:
         """Random latents for timing a training step."""
         from methods.restorerid.timing import training_batch
@@ -329,6 +343,8 @@ class RestorerID(RestorationMethod):
             UsageError: The stage needs another's weights, or trains what the settings left out.
         """
         begin_stage(self.network, self.settings["training"], self.base, self.settings["autoencoder"])
+        if self.settings["training"]["checkpointing"]:
+            self.network.enable_gradient_checkpointing()
         if self.settings["ema_halflife_pictures"]:
             self.averaged = copy.deepcopy(self.network).requires_grad_(False)
 
@@ -392,7 +408,8 @@ class RestorerID(RestorationMethod):
         count, options = len(latent), self.settings["training"]
         self._set_learning_rate()
         rng = torch.Generator().manual_seed(derive_seed(batch.seeds[0], "diffusion step", self.batches_done))
-        noised = add_noise(latent, self.sampler.alphas_cumprod, self.sampler.settings.prediction, rng)
+        alphas, least = self.sampler.alphas_cumprod, int(options["least_timestep"])
+        noised = add_noise(latent, alphas, self.sampler.settings.prediction, rng, least)
         without_lq = torch.rand(count, generator=rng) < self.settings["dropout"]["lq"]
         without_identity = torch.rand(count, generator=rng) < self.settings["dropout"]["identity"]
         lq_latent = torch.where(without_lq.to(latent.device)[:, None, None, None], 0.0, tensors["lq_latent"])
@@ -476,10 +493,8 @@ class RestorerID(RestorationMethod):
             UsageError: A tensor is missing, or belongs to no part of RestorerID.
         """
         wanted = set(self.network.state_dict())
-        left_out = {"identity", "projection"} if not self.settings["use_identity"] else set()
-        left_out |= {"fir"} if not self.settings["use_fir"] else set()
         try:
-            surplus = {self.network.part_of(name) for name in set(state) - wanted} - left_out
+            surplus = {self.network.part_of(name) for name in set(state) - wanted} - self.network.left_out
         except ValueError as error:
             raise UsageError(f"These are no weights of RestorerID: {error}.") from error
         if missing := sorted(wanted - set(state)):

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
 
 # What each stage of training changes. `base` is StableSR's stage, `identity` that of the ID model (taken ready-made
-# in the paper), `fir` the paper's second stage, `single` all at once (Table 4).
+# in the paper), `fir` the paper's second stage, `single` base and FIR-Adapters together (Table 4), `joint` everything.
 STAGES = {
     "base": ("unet", "lq_encoder", "sft"),
     "identity": ("projection", "identity"),
     "fir": ("fir",),
-    "single": ("unet", "lq_encoder", "sft", "projection", "identity", "fir"),
+    "single": ("unet", "lq_encoder", "sft", "fir"),
+    "joint": ("unet", "lq_encoder", "sft", "projection", "identity", "fir"),
 }
 
 
@@ -145,6 +146,11 @@ class RestorerIDNetwork(nn.Module):
         for adapter, attention in self._identity_attention():
             adapter.keep(attention, text, identity_tokens)
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Recomputes activations in the backward pass instead of keeping them: less memory, a slower step."""
+        self.adapted.enable_gradient_checkpointing()
+        self.lq_encoder.enable_gradient_checkpointing()
+
     def compile_regions(self, **options: Any) -> None:
         """Compiles the blocks of UNet and LQ encoder in place; arguments as `torch.compile`."""
         self.adapted.compile_regions(**options)
@@ -155,6 +161,12 @@ class RestorerIDNetwork(nn.Module):
             return
         for site, adapter in cast(AdapterSet, self.adapted.adapters["identity"]).items():
             yield cast(IdentityAttention, adapter), cast("Attention", self.adapted.unet.get_submodule(site))
+
+    @property
+    def left_out(self) -> set[str]:
+        """Parts of `STAGES` that the settings left out."""
+        parts = {"identity", "projection"} if self.projection is None else set()
+        return parts | (set() if "fir" in self.adapted.adapters else {"fir"})
 
     def part_of(self, parameter: str) -> str:
         """To which part of `STAGES` a parameter belongs, by its name."""
@@ -174,10 +186,15 @@ class RestorerIDNetwork(nn.Module):
         """Freezes everything but the parts of a stage, and returns these.
 
         Raises:
-            UsageError: There is no such stage.
+            UsageError: There is no such stage, or the settings left out what it trains.
         """
         if stage not in STAGES:
             raise unknown_name("value of method.training.stage", stage, STAGES)
+        if set(STAGES[stage]) <= self.left_out:
+            raise UsageError(
+                f"method.training.stage={stage} trains what the settings left out: set method.use_identity=true"
+                f"{' and method.use_fir=true' if stage == 'fir' else ''}."
+            )
         chosen = []
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(self.part_of(name) in STAGES[stage])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from bench.errors import UsageError, unknown_name
+from bench.errors import UsageError
 from bench.weights.method_weights import read_weights
 from methods.blocks.adapted_unet import AdapterSet
 from methods.blocks.checkpoints.accounting import convert, read_checkpoint
@@ -30,11 +29,10 @@ def begin_stage(network: RestorerIDNetwork, training: Mapping[str, Any], base: B
 
     Raises:
         MissingError: The base model's UNet is absent.
-        UsageError: The stage needs another's weights, or trains what the settings left out.
+        UsageError: The stage needs another's weights or an ID model, or trains what the settings left out.
     """
     stage = training["stage"]
-    if stage not in STAGES:
-        raise unknown_name("value of method.training.stage", stage, STAGES)
+    freeze(network, training)
     if training["start_from"]:
         _read_earlier_stage(network, training)
     elif stage in ("identity", "fir"):
@@ -46,7 +44,21 @@ def begin_stage(network: RestorerIDNetwork, training: Mapping[str, Any], base: B
         network.adapted.unet.load_state_dict(load_base(base, folder, ("unet",))["unet"].state_dict())
     if training.get("id_model"):
         _read_id_model(network, Path(training["id_model"]).expanduser())
-    network.train_only(stage)
+    if stage in ("fir", "single") and network.projection is not None and not _has_id_model(network):
+        raise UsageError(
+            f"method.training.stage={stage} needs an ID model, and {training['start_from'] or 'a new network'} has "
+            "none that was ever trained. Give a ready-made one with method.training.id_model=FILE, or train stage "
+            "identity first and go on from its weights."
+        )
+
+
+def freeze(network: RestorerIDNetwork, training: Mapping[str, Any]) -> None:
+    """Leaves to training what the stage trains.
+
+    Raises:
+        UsageError: See `RestorerIDNetwork.train_only`.
+    """
+    network.train_only(training["stage"])
     if not training["train_unet"]:
         network.adapted.unet.requires_grad_(False)
 
@@ -66,25 +78,26 @@ def _read_id_model(network: RestorerIDNetwork, path: Path) -> None:
     network.projection.load_state_dict(found.states["projection"])
 
 
+def _has_id_model(network: RestorerIDNetwork) -> bool:
+    """Whether identity tokens have any effect: an untrained ID model's value layers are zero."""
+    state = network.adapted.adapters["identity"].state_dict()
+    return any(bool(value.any()) for name, value in state.items() if name.endswith("identity_value.weight"))
+
+
 def _read_earlier_stage(network: RestorerIDNetwork, training: Mapping[str, Any]) -> None:
-    path, stage, id_model_given = training["start_from"], training["stage"], bool(training.get("id_model"))
-    state, metadata = read_weights(Path(path).expanduser())
+    path, stage = training["start_from"], training["stage"]
+    state, _ = read_weights(Path(path).expanduser())
+    wanted = network.state_dict()
     try:
-        missing, surplus = network.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-    except RuntimeError as error:
-        raise UsageError(
-            f"{path} is no earlier stage of this network: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    needed = {*STAGES["base"], *(STAGES["identity"] if stage == "fir" and not id_model_given else ())}
+        surplus = sorted({network.part_of(name) for name in state.keys() - wanted.keys()} - network.left_out)
+        missing, _ = network.load_state_dict({k: v.float() for k, v in state.items() if k in wanted}, strict=False)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UsageError(f"{path} is no earlier stage of this network: {reason}") from error
+    needed = {*STAGES["base"], *(STAGES["identity"] if stage == "fir" and not training.get("id_model") else ())}
     absent = sorted({network.part_of(name) for name in missing} & needed)
     if absent or surplus:
         raise UsageError(
-            f"{path} is no earlier stage of this network: it lacks {', '.join(absent) or 'nothing'} and has "
-            f"{len(surplus)} tensors more."
-        )
-    before = json.loads(metadata.get("settings", "{}")).get("training", {})
-    if stage == "fir" and before.get("stage") == "base" and not (before.get("id_model") or id_model_given):
-        raise UsageError(
-            f"{path} comes from stage base: its ID model was never trained. Train stage identity first, and "
-            "give its weights."
+            f"{path} is no earlier stage of this network: it lacks {', '.join(absent) or 'nothing'} and has more of "
+            f"{', '.join(surplus) or 'nothing'}."
         )

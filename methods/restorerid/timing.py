@@ -82,15 +82,17 @@ def training_batch(method: RestorerID, count: int) -> LatentBatch:
     projection = method.settings["network"]["projection"]
     shape = (count, method.base.latent_channels, side, side)
     states = (count, IMAGE_STATES[method.settings["face_encoder"]], projection["image_dim"])
-    return LatentBatch(
-        {
-            "latent": torch.randn(shape, generator=generator),
-            "lq_latent": torch.randn(shape, generator=generator),
-            "identity": nn.functional.normalize(torch.randn(count, projection["identity_dim"], generator=generator)),
-            "image_states": torch.randn(states, generator=generator),
-        },
-        list(range(count)),
-    )
+    tensors = {
+        "latent": torch.randn(shape, generator=generator),
+        "lq_latent": torch.randn(shape, generator=generator),
+        "identity": nn.functional.normalize(torch.randn(count, projection["identity_dim"], generator=generator)),
+        "image_states": torch.randn(states, generator=generator),
+    }
+    if method.settings["losses"]["identity"]:
+        size = float(method.native_size or 128)
+        tensors["points"] = size * torch.tensor(FACE).expand(count, -1, -1)
+        tensors["own_identity"] = tensors["identity"].flip(0)
+    return LatentBatch(tensors, list(range(count)))
 
 
 class PlainPipeline:
@@ -173,6 +175,10 @@ class _RandomFaceEncoder:
         cells = nn.functional.adaptive_avg_pool2d(images.mean(1, keepdim=True), (16, self.identity_dim // 16))
         identity = nn.functional.normalize(cells.flatten(1) - cells.mean(), dim=1)
         return FaceFeatures(identity, self._image_states(nn.functional.interpolate(images, (224, 224))))
+
+    def embed(self, images: Tensor, points: Tensor) -> Tensor:
+        """Embeddings of the pictures' pixels."""
+        return self.encode(images, points).identity
 
     def unconditional(self, count: int, device: torch.device | str) -> FaceFeatures:
         """Features of zeros."""

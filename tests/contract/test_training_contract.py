@@ -33,7 +33,7 @@ SMALL = {
         "method.network.sft.hidden=8",
         "method.network.fir.hidden=8",
         "method.network.projection.depth=1",
-        "method.training.stage=single",
+        "method.training.stage=joint",
         "method.training.cached_samples=8",
     ],
 }

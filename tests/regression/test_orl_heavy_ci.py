@@ -1,6 +1,6 @@
 """The quick methods on the 12-picture protocol, through the real command line: golden scores and the gate.
 
-The golden file is written by hand from a run (`bench run method=refine data=orl_heavy_ci`), the baselines by
+The golden files are written by hand from runs (`bench run method=refine data=orl_heavy_ci`), the baselines by
 `record_baselines.py` beside this file; never by a test.
 """
 
@@ -20,8 +20,8 @@ from bench.scores.compare import claim_lines, compare_tables
 from bench.weights.method_weights import weights_path
 
 BASELINES = Path(__file__).with_name("baselines") / "orl_heavy_ci"
-QUICK = ("input", "copy_reference", "refine")
-GOLDEN = Path(__file__).with_name("golden_refine_orl_heavy_ci.json")
+TRAINED = ("refine", "restorerid")
+QUICK = ("input", "copy_reference", *TRAINED)
 NOISE = 0.05
 # What other processors, thread counts and library builds may change in one picture's score.
 TOLERANCE = {"psnr_y": 0.05, "ssim_y": 0.002, "haarpsi": 0.003, "id": 0.01, "ips": 0.01, "lmd_capped": 0.3}
@@ -93,11 +93,12 @@ def test_the_same_checkpoint_equals_itself(runs: dict[str, Path]) -> None:
     assert main(["gate", str(runs["refine"]), "--against", str(runs["refine"])]) == 0
 
 
-def test_scores_are_the_golden_ones(runs: dict[str, Path]) -> None:
-    golden = json.loads(GOLDEN.read_text("utf-8"))
-    summary = json.loads((runs["refine"] / "summary.json").read_text("utf-8"))
+@pytest.mark.parametrize("method", TRAINED)
+def test_scores_are_the_golden_ones(runs: dict[str, Path], method: str) -> None:
+    golden = json.loads(Path(__file__).with_name(f"golden_{method}_orl_heavy_ci.json").read_text("utf-8"))
+    summary = json.loads((runs[method] / "summary.json").read_text("utf-8"))
     assert summary["protocol_id"] == golden["protocol_id"]
-    table = pd.read_parquet(runs["refine"] / "scores.parquet").set_index(["metric", "image_id"])["value"]
+    table = pd.read_parquet(runs[method] / "scores.parquet").set_index(["metric", "image_id"])["value"]
     for metric, tolerance in TOLERANCE.items():
         for image_id, expected in golden["scores"][metric].items():
             assert table[metric, image_id] == pytest.approx(expected, abs=tolerance), (metric, image_id)

@@ -28,6 +28,15 @@ def test_noise_targets_and_clean_latents_are_those_of_diffusers(prediction):
     torch.testing.assert_close(some.clean(wrong[[4, 1]]), drawn.clean(wrong)[[4, 1]])
 
 
+def test_little_noise_is_not_rounded_away():
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    latent = torch.randn(400, 4, 2, 2).bfloat16()
+    drawn = add_noise(latent, scheduler.alphas_cumprod[:3], "epsilon", torch.Generator().manual_seed(3))
+    added = (drawn.noisy - drawn.alpha.sqrt() * latent.float()).flatten(1).std(1)
+    expected = (1 - scheduler.alphas_cumprod[drawn.timestep]).sqrt()
+    torch.testing.assert_close(added / expected, drawn.noise.flatten(1).std(1), atol=1e-2, rtol=1e-2)
+
+
 def test_timesteps_cover_the_whole_schedule_and_follow_the_seed():
     alphas = torch.linspace(0.99, 0.01, 10)
     latent = torch.zeros(400, 1, 1, 1)
@@ -36,3 +45,5 @@ def test_timesteps_cover_the_whole_schedule_and_follow_the_seed():
     assert torch.bincount(drawn.timestep, minlength=10).min() > 20
     assert torch.equal(drawn.alpha.flatten(), alphas[drawn.timestep])
     assert abs(float(drawn.noise.std()) - 1) < 0.1
+    late = add_noise(latent, alphas, "epsilon", torch.Generator().manual_seed(2), least=7)
+    assert set(late.timestep.tolist()) == {7, 8, 9}

@@ -150,8 +150,13 @@ def test_layout_type_and_compilation_are_set_for_inference_alone() -> None:
     assert (quick - exact).abs().mean() < 0.02
     for name, value in method.network.state_dict().items():
         assert torch.equal(value, before[name]), name
-    method.load_weights_state({name: value * 0.5 for name, value in before.items()})
-    assert method.network_for_inference() is not network
+    for share in (0.5, 0.25):
+        method.load_weights_state({name: value * share for name, value in before.items()})
+        loaded = method.network_for_inference()
+        assert loaded is not network
+        network = loaded
+        name, value = next(iter(network.named_parameters()))
+        torch.testing.assert_close(value.float(), before[name] * share, rtol=0.01, atol=1e-4)
     method.network.requires_grad_(True)
     assert method.network_for_inference() is method.network
     with pytest.raises(UsageError, match=r"method\.inference_dtype"):
@@ -189,7 +194,7 @@ def test_the_face_of_nobody_is_encoded_once_and_can_be_trained_with(monkeypatch:
         method.restore(batch_for(method, 1))
     assert len(calls) == 1
     method.network.requires_grad_(True)
-    method.settings["training"] = {**method.settings["training"], "stage": "single"}
+    method.settings["training"] = {**method.settings["training"], "stage": "joint"}
     method.__dict__.update(log=lambda *_, **__: None, _set_learning_rate=lambda: None)
     method.training_step(method.random_training_batch(2), 0).backward()
     assert all(parameter.grad is not None for parameter in method.network.projection.parameters())  # type: ignore

@@ -78,10 +78,20 @@ def small(*words: str) -> RestorerID:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Weights file of a whole small network that has learnt nothing."""
+    """Weights file of a whole small network that has learnt nothing but its ID model's values."""
     file = tmp_path_factory.mktemp("start") / "demo.safetensors"
-    write_weights(file, small(), "float32", {})
+    method = small()
+    with_id_model(method)
+    write_weights(file, method, "float32", {})
     return str(file)
+
+
+@torch.no_grad()
+def with_id_model(method: RestorerID) -> None:
+    """Gives the identity something to say, which new weights have not."""
+    for name, value in method.network.named_parameters():
+        if name.endswith("identity_value.weight"):
+            value.normal_(std=0.02, generator=torch.Generator().manual_seed(9))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +99,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
     [
         ("base", {"lq_encoder", "sft"}),
         ("fir", {"fir"}),
-        ("single", {"lq_encoder", "sft", "projection", "identity", "fir"}),
+        ("single", {"lq_encoder", "sft", "fir"}),
+        ("joint", {"lq_encoder", "sft", "projection", "identity", "fir"}),
     ],
 )
 def test_published_training_leaves_the_unet_alone(stage: str, trained: set[str], start: str) -> None:
@@ -144,9 +155,9 @@ def steps(method: RestorerID, count: int, text_tokens: int | None) -> tuple[set[
 
 
 # Ten where everything is trained; elsewhere one more than the chains of tensors that start at zero need.
-@pytest.mark.parametrize(("stage", "count"), [("single", 10), ("base", 3), ("identity", 3), ("fir", 3)])
+@pytest.mark.parametrize(("stage", "count"), [("joint", 10), ("base", 3), ("identity", 3), ("fir", 3), ("single", 3)])
 def test_few_steps_move_every_adapter_tensor(stage: str, count: int, start: str) -> None:
-    later = [f"method.training.start_from={start}"] if stage in ("identity", "fir") else []
+    later = [f"method.training.start_from={start}"] if stage in ("identity", "fir", "single") else []
     method = small(f"method.training.stage={stage}", *later)
     without, _ = steps(method, count, text_tokens=7)
     # The softmax does not see what is added to all keys alike.
@@ -162,20 +173,19 @@ def test_the_demos_text_of_zeros_leaves_its_own_keys_and_values_unused(start: st
     assert still == {name for name in without if ".up." in name}
 
 
-def test_gradients_of_a_training_step_are_those_with_checkpointing(start: str) -> None:
+def test_gradients_of_a_training_step_are_those_with_checkpointing() -> None:
     """Also when another forward with other conditions runs before the gradients are taken."""
 
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
-        method = small("method.training.stage=single")
+        method = small("method.training.stage=joint", f"method.training.checkpointing={str(checkpointing).lower()}")
         generator = torch.Generator().manual_seed(8)
         with torch.no_grad():
             for value in method.network.parameters():
                 value.add_(0.02 * torch.randn(value.shape, generator=generator))
+        method.prepare_training()
         optimiser = method.configure_optimizers()
         method.optimizers = lambda: optimiser  # type: ignore[method-assign]
         method.log = lambda *_, **__: None  # type: ignore[method-assign]
-        if checkpointing:
-            method.network.adapted.enable_gradient_checkpointing()
         loss = method.training_step(latents(), 0)
         if checkpointing:
             other = latents(3)
@@ -233,7 +243,7 @@ def test_stages_follow_each_other_and_keep_what_was_learnt(
         assert train(tmp_path / stage, stage, *words, *(longer if stage == "fir" else ())) == 0
         files[stage] = tmp_path / stage / "demo.safetensors"
         old, new = parts(files[before]), parts(files[stage])
-        assert old.keys() == new.keys() == set(STAGES["single"])
+        assert old.keys() == new.keys() == set(STAGES["joint"])
         for part, tensors in new.items():
             assert tensors.keys() == old[part].keys()
             moved = [name for name, value in tensors.items() if not torch.equal(value, old[part][name])]
@@ -267,6 +277,32 @@ def test_stages_follow_each_other_and_keep_what_was_learnt(
     assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
 
 
+def test_stages_whose_parts_are_left_out_are_refused() -> None:
+    for stage, words in (("fir", ["method.use_fir=false"]), ("identity", ["method.use_identity=false"])):
+        method = small(f"method.training.stage={stage}", "method.use_fir=false", *words)
+        with pytest.raises(UsageError, match=f"stage={stage} trains what the settings left out"):
+            method.prepare_training()
+
+
+def test_an_ablation_goes_on_from_weights_of_the_whole(start: str) -> None:
+    words = ["method.use_fir=false", "method.training.stage=identity", f"method.training.start_from={start}"]
+    method = small(*words)
+    method.prepare_training()
+    state, _ = read_weights(Path(start))
+    own = method.network.state_dict()
+    assert {name for name in state if name not in own} == {name for name in state if "adapters.fir." in name}
+    assert all(torch.equal(own[name], state[name].float()) for name in own)
+
+
+@pytest.mark.parametrize("stage", ["fir", "single"])
+def test_an_id_model_that_was_never_trained_is_no_start(stage: str, tmp_path: Path) -> None:
+    write_weights(tmp_path / "new.safetensors", small(), "float32", {})
+    with pytest.raises(UsageError, match=r"new\.safetensors has none that was ever trained.*id_model=FILE"):
+        small(
+            f"method.training.stage={stage}", f"method.training.start_from={tmp_path / 'new.safetensors'}"
+        ).prepare_training()
+
+
 def test_fir_goes_on_from_weights_with_the_id_model(tmp_path: Path) -> None:
     base = small("method.use_identity=false", "method.use_fir=false")
     write_weights(tmp_path / "base.safetensors", base, "float32", {})
@@ -282,11 +318,12 @@ def test_pictures_and_cached_samples_train_alike(orl_root: Path) -> None:
     from bench.protocol.protocol import DataSettings
 
     data = DataSettings(**compose("train", ["method=restorerid", "data=orl_heavy"])["data"])
-    method = small("method.training.cached_samples=2")
+    method = small("method.training.cached_samples=2", "method.losses.identity=0.1")
     pairs = TrainingPairs(data, TrainingSettings(batch_size=2, size=128))
     direct: dict[str, Any] = method.encoded(pairs.batch(0))
     stream = method.training_stream(pairs)
     assert stream is not pairs
+    assert {"points", "own_identity"} < direct.keys()
     for name, rows in stream.tensors.items():  # type: ignore[attr-defined]
         torch.testing.assert_close(rows.float(), direct[name], rtol=1e-3, atol=1e-3)
     method.settings["training"]["cached_samples"] = 0
