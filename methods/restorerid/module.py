@@ -24,6 +24,7 @@ from methods.blocks.latent_samples import LatentBatch, LatentSamples
 from methods.blocks.latent_space import LatentSpace, latent_space
 from methods.blocks.learning_rate import learning_rate
 from methods.blocks.sampling import Branch, ModelCall, Sampler, sampling_preset
+from methods.blocks.self_ensemble import mean_over_mirror
 from methods.blocks.text_conditioning import text_tokens
 from methods.restorerid.adaptive_scale import adaptive_id_scale
 from methods.restorerid.face_encoders import build_face_encoder
@@ -199,6 +200,11 @@ class RestorerID(RestorationMethod):
 
     def restore(self, batch: FaceBatch) -> Tensor:
         """Restores pictures with one reference each; without one, with the tokens of no identity."""
+        if self.settings["self_ensemble"]:
+            return mean_over_mirror(self._restore_once, batch)
+        return self._restore_once(batch)
+
+    def _restore_once(self, batch: FaceBatch) -> Tensor:
         lq_latent = self.space.encode(batch.lq * 2 - 1)
         conditions = self.sampling_conditions(batch)
         latent = self._sampled(self.network_for_inference(), lq_latent, conditions, batch.seeds)

@@ -17,6 +17,7 @@ from methods.blocks.colour_fix import colour_fix
 from methods.blocks.latent_samples import LatentBatch
 from methods.blocks.pipeline_benchmark import DOCUMENTED_LOOP, documented_loop
 from methods.blocks.sampling import image_generators, image_noise
+from methods.blocks.self_ensemble import mean_over_mirror
 from methods.restorerid.identity_tokens import FaceFeatures
 from methods.restorerid.network import RestorerIDNetwork
 from methods.restorerid.reference_faces import ReferenceFaces, locate_face
@@ -127,6 +128,11 @@ class PlainPipeline:
     @torch.no_grad()
     def restore(self, batch: FaceBatch) -> Tensor:
         """Restores pictures (B, 3, H, W), as `RestorerID.restore` does."""
+        if self.method.settings["self_ensemble"]:
+            return mean_over_mirror(self._restore_once, batch)
+        return self._restore_once(batch)
+
+    def _restore_once(self, batch: FaceBatch) -> Tensor:
         method, network, dtype = self.method, self.network, self.dtype
         lq_latent = method.space.encode(batch.lq * 2 - 1)
         conditions = method.sampling_conditions(batch)

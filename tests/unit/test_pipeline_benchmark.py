@@ -28,8 +28,8 @@ SMALL = [
 
 def restorer(**changes: Any) -> RestorerID:
     """A small network in which no part is without effect."""
-    settings = method_settings(compose("run", ["method=restorerid", *SMALL])["method"], "demo") | changes
-    method = RestorerID(settings)
+    settings = method_settings(compose("run", ["method=restorerid", *SMALL])["method"], "demo")
+    method = RestorerID(settings | {"self_ensemble": False} | changes)
     prepare_for_timing(method, random_weights=True)
     return method.eval().requires_grad_(False)
 
