@@ -26,7 +26,11 @@ VARIANCE_FLOOR = 1e-5
 
 
 def colour_fix(
-    restored: Tensor, colours: Tensor, method: ColourFix = "wavelet", value_range: tuple[float, float] = (0.0, 1.0)
+    restored: Tensor,
+    colours: Tensor,
+    method: ColourFix = "wavelet",
+    value_range: tuple[float, float] = (0.0, 1.0),
+    levels: int = LEVELS,
 ) -> Tensor:
     """Gives `restored` the colours of `colours` and clamps the result to the range.
 
@@ -35,6 +39,7 @@ def colour_fix(
         colours: The LQ image at the same size and range, (B, 3, H, W).
         method: `wavelet`, `adain`, or `none` (only clamps).
         value_range: Lowest and highest value: (0, 1) as images of the benchmark, (-1, 1) as a VAE's.
+        levels: Of the wavelet decomposition. Five are meant for 512 px; each less reaches half as far.
 
     Returns:
         (B, 3, H, W) in `value_range`, the type of `restored`.
@@ -44,7 +49,7 @@ def colour_fix(
     """
     low, high = value_range
     if method == "wavelet":
-        fixed = wavelet_colour_fix(restored, colours)
+        fixed = wavelet_colour_fix(restored, colours, levels)
     elif method == "adain":
         fixed = adain_colour_fix(restored, colours, floor=VARIANCE_FLOOR * ((high - low) / 2) ** 2)
     elif method == "none":

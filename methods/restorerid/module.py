@@ -209,7 +209,7 @@ class RestorerID(RestorationMethod):
         conditions = self.sampling_conditions(batch)
         latent = self._sampled(self.network_for_inference(), lq_latent, conditions, batch.seeds)
         restored = self.space.decode(latent).add(1).div(2).clamp(0, 1)
-        return colour_fix(restored, batch.lq, self.settings["colour_fix"])
+        return colour_fix(restored, batch.lq, self.settings["colour_fix"], levels=self.settings["colour_fix_levels"])
 
     def sampling_conditions(self, batch: FaceBatch) -> SamplingConditions:
         """What a sampling reads beside the LQ latent, none of which changes over its steps."""

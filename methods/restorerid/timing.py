@@ -160,7 +160,9 @@ class PlainPipeline:
             sampler.make_scheduler(), call, noise, sampler.settings.guidance, sampler.call_timesteps, **extra
         )
         restored = method.space.decode(latent).add(1).div(2).clamp(0, 1)
-        return colour_fix(restored, batch.lq, method.settings["colour_fix"])
+        return colour_fix(
+            restored, batch.lq, method.settings["colour_fix"], levels=method.settings["colour_fix_levels"]
+        )
 
 
 class _RandomFaceEncoder:
