@@ -431,9 +431,9 @@ def test_the_card_is_written_from_the_results(method: Path, runs: Path, capsys: 
 
 def test_claims_results_and_cards_of_all_methods_agree() -> None:
     found = [name for name in method_targets() if results_path(name).is_file()]
-    folders = {name: method_folder_of(name) for name in method_targets()}
-    files = ("claims.yaml", "weights/demo.safetensors")
-    assert found == [name for name, own in folders.items() if all((own / file).is_file() for file in files)]
+    for name, own in {name: method_folder_of(name) for name in method_targets()}.items():
+        if (own / "claims.yaml").is_file() and name not in found:
+            assert "none has been tested" in " ".join((own / "README.md").read_text("utf-8").split()), name
     for name in found:
         assert disagreements(name) == []
         results = read_results(name)
