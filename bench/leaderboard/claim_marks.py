@@ -67,7 +67,14 @@ def _results(label: str) -> dict[str, Any] | None:
 
 
 def tested_revisions(results: Mapping[str, Any], label: str) -> set[str]:
-    """Revisions of the runs of a row's label that claims were tested with: one for each training."""
+    """Revisions that claims about a row's label speak of: one for each training, and that of a row trained apart."""
+    apart = results.get("row_trained_apart")
+    if apart and any(claim["row"] == label for claim in results["claims"].values()):
+        return _of_runs(results, label) | {apart["revision"]}
+    return _of_runs(results, label)
+
+
+def _of_runs(results: Mapping[str, Any], label: str) -> set[str]:
     runs = (own for variant in results["variants"].values() for own in variant["protocols"].values())
     return {revision for own in runs if own["label"] == label for revision in own["revisions"]}
 

@@ -69,9 +69,11 @@ def evaluate(claims: ClaimsFile, folder: Path) -> dict[str, Any]:
         if (runs := variant_runs(claims, folder, variant, protocol))
     }
     check_weights_across_protocols(found)
+    apart = claims.row_trained_apart
     return {
         "schema": SCHEMA,
         "method": claims.method,
+        **({"row_trained_apart": apart} if apart else {}),
         "level": BETTER,
         "claims": {name: _tested(claim, name, found, folder) for name, claim in claims.claims.items()},
         "variants": {name: _tabled(claims, name, found) for name in claims.variants},
@@ -234,6 +236,8 @@ def disagreements(method: str) -> list[str]:
     variants = {name: (own.title, list(own.words), own.budget) for name, own in claims.variants.items()}
     if variants != {name: (own["title"], own["words"], own["budget"]) for name, own in results["variants"].items()}:
         found.append(f"{results_path(method)} was made of other variants than claims.yaml states now.")
+    if claims.row_trained_apart != results.get("row_trained_apart"):
+        found.append(f"{results_path(method)} says something else of the row's own training than claims.yaml now.")
     card = card_path(method)
     text = card.read_text("utf-8")
     if with_tables(text, results, str(card)) != text:

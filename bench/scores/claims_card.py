@@ -57,6 +57,8 @@ def tables(results: Mapping[str, Any]) -> str:
         lines += ["", *_variants(results, protocol)]
     lines += ["", "Trained:"]
     lines += [f"- {one['title']}: {' '.join(one['budget'].split())}" for one in results["variants"].values()]
+    if apart := results.get("row_trained_apart"):
+        lines.append(f"- The row of the boards, apart from these: {' '.join(apart['budget'].split())}")
     lines += ["", *_claims(results)]
     return "\n".join(lines) + "\n"
 

@@ -29,7 +29,8 @@ RULES = {
 }
 # Which margins of configs/metrics/standard.yaml a rule goes by.
 MARGINS = {"tied": "tied", "best_or_tied": "tied", "not_lost": "not_lost"}
-FILE_KEYS = {"variants", "claims", "metrics", "seeds"}
+FILE_KEYS = {"variants", "claims", "metrics", "seeds", "row_trained_apart"}
+APART_KEYS = {"revision", "budget"}
 SHOWN = "shown"
 NOT_SHOWN = "not shown"
 CONTRADICTED = "contradicted: the difference goes the other way"
@@ -97,6 +98,8 @@ class ClaimsFile:
         claims: By name.
         metrics: Metrics of the table beside those of claims.
         seeds: Seeds that every variant was trained with; empty for whichever all have.
+        row_trained_apart: Where the weights of the boards' row are none of the seeds': their `revision` and `budget`.
+            The row is marked all the same.
     """
 
     method: str
@@ -104,6 +107,7 @@ class ClaimsFile:
     claims: dict[str, Claim]
     metrics: tuple[str, ...]
     seeds: tuple[int, ...]
+    row_trained_apart: dict[str, str] | None = None
 
     @property
     def protocols(self) -> list[str]:
@@ -185,7 +189,11 @@ def load_claims(method: str) -> ClaimsFile:
     seeds, metrics = content.get("seeds") or [], content.get("metrics") or []
     if not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UsageError(f"{path}: seeds must be different whole numbers, got {seeds!r}.")
-    return ClaimsFile(method, variants, claims, tuple(map(str, metrics)), tuple(sorted(seeds)))
+    apart = content.get("row_trained_apart")
+    if apart is not None:
+        _check_keys(apart, APART_KEYS, APART_KEYS, f"{path}: row_trained_apart")
+        apart = {key: str(value) for key, value in apart.items()}
+    return ClaimsFile(method, variants, claims, tuple(map(str, metrics)), tuple(sorted(seeds)), apart)
 
 
 def _variant(own: Any, where: str) -> Variant:

@@ -431,9 +431,9 @@ def test_the_card_is_written_from_the_results(method: Path, runs: Path, capsys: 
 
 def test_claims_results_and_cards_of_all_methods_agree() -> None:
     found = [name for name in method_targets() if results_path(name).is_file()]
-    for name, own in {name: method_folder_of(name) for name in method_targets()}.items():
-        if (own / "claims.yaml").is_file() and name not in found:
-            assert "none has been tested" in " ".join((own / "README.md").read_text("utf-8").split()), name
+    folders = {name: method_folder_of(name) for name in method_targets()}
+    files = ("claims.yaml", "weights/demo.safetensors")
+    assert found == [name for name, own in folders.items() if all((own / file).is_file() for file in files)]
     for name in found:
         assert disagreements(name) == []
         results = read_results(name)
@@ -496,6 +496,16 @@ def test_claims_tested_with_other_weights_or_pictures_mark_nothing_and_are_named
     assert outdated_tests({**other, "accepted": {}}) is None
     assert outdated_tests({**other, "protocol": "orl_light"}) is None
     assert outdated_tests({**other, "method": "refine+blind@demo"}) is None
+    results = json.loads(results_path("refine").read_text("utf-8"))
+    apart = {"revision": "retrained", "budget": "9000 batches of 4"}
+    results_path("refine").write_text(json.dumps({**results, "row_trained_apart": apart}))
+    assert outdated_tests(other) is None
+    assert with_todays_claims(other)[FIELD] == entry[FIELD]
+    again = {**entry, "revision": "once more"}
+    assert FIELD not in with_todays_claims(again)
+    assert "its revision is once more" in str(outdated_tests(again))
+    assert "own training" in " ".join(disagreements("refine"))
+    results_path("refine").write_text(json.dumps(results))
     frozen_again = {**entry, "protocol_id": "f" * 16}
     assert FIELD not in with_todays_claims(frozen_again)
     assert "were tested on orl_heavy 0123456789abcdef, this row is of ffff" in str(outdated_tests(frozen_again))
