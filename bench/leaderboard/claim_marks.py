@@ -27,7 +27,8 @@ def claims_not_reproduced(entry: Mapping[str, Any], revision: str) -> list[dict[
     Args:
         entry: Entry of the row, or the summary of a run: `method` (the label), `protocol` and `protocol_id`. A claim
             tested on other pictures marks nothing.
-        revision: Hash of the row's weights and settings. A claim tested with other weights marks nothing.
+        revision: Hash of the row's weights and settings. A claim tested with other weights marks nothing, unless the
+            results name these as those of the row, trained apart; the mark then says so.
 
     Returns:
         As in an entry (`schema.CLAIM`), with the comparisons that the claim failed in; None where the method is not
@@ -43,6 +44,7 @@ def claims_not_reproduced(entry: Mapping[str, Any], revision: str) -> list[dict[
     if revision not in tested_revisions(results, label):
         return []
     row = (label, entry["protocol"], entry["protocol_id"])
+    apart = {"row_trained_apart": True} if revision not in _of_runs(results, label) else {}
     found = []
     for name, claim in results["claims"].items():
         if (claim["row"], claim["protocol"], claim["protocol_id"]) == row and not claim["reproduced"]:
@@ -57,7 +59,7 @@ def claims_not_reproduced(entry: Mapping[str, Any], revision: str) -> list[dict[
                 if not pair["holds"]
             ]
             own = {key: claim[key] for key in CLAIM if key in claim}
-            found.append({"claim": name, **own, "pairs": pairs})
+            found.append({"claim": name, **own, **apart, "pairs": pairs})
     return found
 
 
@@ -90,6 +92,8 @@ def outdated_tests(entry: Mapping[str, Any]) -> str | None:
     if not claims:
         return None
     method, again = results["method"], "test them again with python -m bench.scores.claims"
+    if results.get("row_trained_apart"):
+        again = f"name the new revision in row_trained_apart of {method}'s claims.yaml, or {again}"
     tested = tested_revisions(results, label)
     if revision not in tested:
         return (
@@ -129,6 +133,7 @@ def claim_text(claim: Mapping[str, Any]) -> str:
         f"{MARK[0].upper()}{MARK[1:]}: {claim['text'].rstrip('.')} ({claim['source']}). {claim['title']} of {pairs} "
         f"(tested over people, for {trainings(len(claim['seeds']))}; asked: "
         f"{RULES.get(claim['rule'], claim['rule'])})."
+        + (" The weights of this row were trained apart from these." if claim.get("row_trained_apart") else "")
     )
 
 

@@ -114,6 +114,7 @@ CLAIM: dict[str, Check] = {
     "seeds": ("a list of seeds", lambda value: isinstance(value, list) and bool(value) and all(map(_is_count, value))),
     "pairs": LIST,
 }
+CLAIM_OPTIONAL: dict[str, Check] = {"row_trained_apart": ("true", lambda value: value is True)}
 CLAIM_PAIR: dict[str, Check] = {
     "variant": NAME,
     "against": NAME,
@@ -158,7 +159,7 @@ def validate(entry: Any, where: str) -> None:
         check_fields(entry["accepted"], ACCEPTED, where, "accepted.", ACCEPTED_OPTIONAL)
     for number, claim in enumerate(entry.get("claims_not_reproduced", [])):
         field = f"claims_not_reproduced.{number}"
-        check_fields(claim, CLAIM, where, f"{field}.")
+        check_fields(claim, CLAIM, where, f"{field}.", CLAIM_OPTIONAL)
         for index, pair in enumerate(claim["pairs"]):
             check_fields(pair, CLAIM_PAIR, where, f"{field}.pairs.{index}.")
 

@@ -178,8 +178,8 @@ def _fit(
 
 
 def _resumable(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without the length of the training, which may grow."""
-    training = {key: value for key, value in settings["training"].items() if key != "max_steps"}
+    """Settings without the length of the training, which may grow, and what changes no bit of it."""
+    training = {key: value for key, value in settings["training"].items() if key not in ("max_steps", "checkpointing")}
     return settings | {"training": training}
 
 

@@ -1,7 +1,8 @@
 """PFStorer's personalisation block: tokens of the picture attend to a learnt text and to a reference.
 
-Source: PFStorer (Varanka et al., CVPR 2024), Sec. 3.2, Eq. 3 and Fig. 3 right, after ViCo (Hao et al., arXiv
-2306.00971), whose block is a transformer block that attends to the reference alone and takes the features' place.
+Source: PFStorer (Varanka et al., CVPR 2024), Sec. 3.2, Eq. 3 and Fig. 3 right, "consisting of cross-attentions", after
+ViCo (Hao et al., arXiv 2306.00971), whose block is a whole transformer block that attends to the reference alone and
+takes the features' place.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from typing import Literal, cast, get_args
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.errors import unknown_name
 
-Form = Literal["text_and_image", "vico"]
+Form = Literal["cross_attentions", "text_and_transformer", "vico"]
 #: Thresholds that Otsu's method chooses among, as in ViCo's release.
 OTSU_CANDIDATES = 10
 
@@ -48,6 +50,13 @@ class LearntText:
     placeholder: Tensor
     end: Tensor
 
+    def rows(self, count: int) -> LearntText:
+        """The text for `count` pictures."""
+        if len(self.tokens) == count:
+            return self
+        tokens = self.tokens[:1].expand(count, -1, -1)
+        return LearntText(tokens, self.placeholder[:1].expand(count), self.end[:1].expand(count))
+
 
 class PersonalisationBlock(nn.Module):
     """F + gamma * P(F, F_ref) of Eq. 3, with P a transformer block's output less its input.
@@ -58,7 +67,8 @@ class PersonalisationBlock(nn.Module):
         channels: Width of the tokens.
         heads: Number of heads.
         text_width: Width of the learnt text's tokens.
-        form: `text_and_image` attends to the text and then to the reference (Fig. 3); `vico` to the reference alone.
+        form: `cross_attentions` attends to the text and then to the reference; `text_and_transformer` has ViCo's whole
+            transformer block in the place of the second; `vico` is that block alone.
         use_gamma: Whether gamma is there; False takes P as it is (Base + ViCo of Table 2).
 
     Raises:
@@ -66,16 +76,14 @@ class PersonalisationBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int, heads: int, text_width: int, form: Form = "text_and_image", use_gamma: bool = True
+        self, channels: int, heads: int, text_width: int, form: Form = "cross_attentions", use_gamma: bool = True
     ) -> None:
         super().__init__()
         if form not in get_args(Form):
             raise unknown_name("form of the personalisation block", form, get_args(Form))
-        head_width = channels // heads
-        self.image = BasicTransformerBlock(channels, heads, head_width, cross_attention_dim=channels)
-        self.text: nn.Module | None = None
-        if form == "text_and_image":
-            self.text = TextAttention(channels, heads, text_width)
+        self.text: TextAttention | None = None if form == "vico" else TextAttention(channels, heads, text_width)
+        kind = ReferenceAttention if form == "cross_attentions" else _transformer_block
+        self.image = kind(channels, heads)
         self.gamma = nn.Parameter(torch.zeros(channels)) if use_gamma else None
 
     def forward(
@@ -100,6 +108,32 @@ class PersonalisationBlock(nn.Module):
         if self.gamma is None:
             return cast(Tensor, changed)
         return tokens + self.gamma * (changed - tokens)
+
+
+def _transformer_block(channels: int, heads: int) -> nn.Module:
+    """ViCo's block: self-attention, attention to the reference, feed-forward."""
+    return BasicTransformerBlock(channels, heads, channels // heads, cross_attention_dim=channels)
+
+
+class ReferenceAttention(nn.Module):
+    """Cross-attention of tokens to a reference's.
+
+    Args:
+        channels: Width of the tokens.
+        heads: Number of heads.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.attention = Attention(channels, channels, heads, channels // heads)
+
+    def forward(
+        self, tokens: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Attends; arguments and result as those of a transformer block, the input added."""
+        attended = self.attention(self.norm(tokens), encoder_hidden_states, attention_mask=encoder_attention_mask)
+        return tokens + cast(Tensor, attended)
 
 
 class TextAttention(nn.Module):

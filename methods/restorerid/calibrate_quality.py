@@ -3,7 +3,7 @@
 `python -m methods.restorerid.calibrate_quality` degrades photographs of ORL's training identities with the presets
 of `DRAWS`, adds the photographs as they are, fits the band weights to the HaarPSI of each degraded picture, prints how
 well weights fitted on some identities do on the others, and writes `quality_demo.json`. Alpha and beta, which need a
-trained network, are kept from the file where it has them.
+trained network, are emptied: `calibrate_scale --commit` finds them anew.
 """
 
 from __future__ import annotations

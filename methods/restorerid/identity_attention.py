@@ -94,6 +94,7 @@ class IdentityAttention(nn.Module):
             self.position_query = nn.Linear(CODE_WIDTH, site.inner_channels, bias=False)
             start_at_the_same_place(self.position_query, self.identity_key, site.heads)
         self._merged: dict[str, Tensor] = {}
+        self._sums: tuple[object, dict[str, Tensor]] | None = None
         self._kept: KeysAndValues | None = None
 
     def forward(
@@ -169,25 +170,37 @@ class IdentityAttention(nn.Module):
     def merge_lora(self, attention: Attention) -> None:
         """Adds the LoRA to copies of the layer's weights, for inference: two products fewer per projection.
 
-        The layer's own weights stay as they are; `unmerge_lora` and `train()` drop the copies. To be called
-        again after the weights have changed, been loaded or moved to another device.
+        The layer's own weights stay as they are; after `unmerge_lora` and `train()` the copies are not used. They are
+        made anew where the weights have changed, been loaded or moved since. To be called again after that.
 
         Args:
             attention: The layer it serves.
         """
-        with torch.autocast("cuda" if attention.to_q.weight.is_cuda else "cpu", enabled=False):
-            for name, layer in _layers(attention).items() if self.lora else ():
-                delta = cast(LowRankDelta, self.lora[name])
-                self._merged[name] = layer.weight + (delta.up.weight @ delta.down.weight).to(layer.weight)
+        layers = _layers(attention) if self.lora else {}
+        deltas = {name: cast(LowRankDelta, self.lora[name]) for name in layers}
+        written = [
+            (id(weight), weight.device, weight.dtype, 0 if weight.is_inference() else weight._version)
+            for name, layer in layers.items()
+            for weight in (layer.weight, deltas[name].up.weight, deltas[name].down.weight)
+        ]
+        if self._sums is None or self._sums[0] != written:
+            with torch.autocast("cuda" if attention.to_q.weight.is_cuda else "cpu", enabled=False):
+                sums = {
+                    name: layer.weight + (deltas[name].up.weight @ deltas[name].down.weight).to(layer.weight)
+                    for name, layer in layers.items()
+                }
+            self._sums = written, sums
+        self._merged = self._sums[1]
 
     def unmerge_lora(self) -> None:
         """Undoes `merge_lora`."""
-        self._merged.clear()
+        self._merged = {}
 
     def train(self, mode: bool = True) -> IdentityAttention:
         """Sets the mode; training never uses merged weights."""
         if mode:
             self.unmerge_lora()
+            self._sums = None
             self.drop_kept()
         return super().train(mode)
 

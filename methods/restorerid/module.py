@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bench.batch import FaceBatch
 from bench.errors import UsageError, unknown_name
-from bench.method import MethodSpec, RestorationMethod
+from bench.method import MethodSpec
 from bench.seeds import derive_seed
 from methods.blocks.base_models import base_model
-from methods.blocks.colour_fix import COLOUR_FIXES, colour_fix
-from methods.blocks.diffusion_objective import NoisyLatents, add_noise
-from methods.blocks.inference_network import InferenceNetwork
-from methods.blocks.latent_samples import LatentBatch, LatentSamples
-from methods.blocks.latent_space import LatentSpace, latent_space
-from methods.blocks.learning_rate import learning_rate
-from methods.blocks.sampling import Branch, ModelCall, Sampler, sampling_preset
+from methods.blocks.colour_fix import colour_fix
+from methods.blocks.diffusion_objective import NoisyLatents
+from methods.blocks.latent_diffusion_method import LatentDiffusionMethod, require_number
+from methods.blocks.latent_samples import LatentBatch
+from methods.blocks.sampling import Branch, ModelCall
 from methods.blocks.self_ensemble import mean_over_mirror
-from methods.blocks.text_conditioning import text_tokens
 from methods.restorerid.adaptive_scale import adaptive_id_scale
 from methods.restorerid.face_encoders import build_face_encoder
 from methods.restorerid.identity_tokens import FaceFeatures
 from methods.restorerid.network import RestorerIDNetwork
 from methods.restorerid.quality import QualityEstimator, build_quality
-from methods.restorerid.reference_faces import ON_MISSING_FACE, choose_references
+from methods.restorerid.reference_faces import ON_MISSING_FACE, ReferenceFaces, choose_references
 from methods.restorerid.stages import begin_stage, freeze
 
 if TYPE_CHECKING:
-    from torch.utils.data import IterableDataset
-
-    from bench.data.training import TrainingPairs
     from methods.restorerid.identity_tokens import FaceEncoder
     from methods.restorerid.timing import PlainPipeline
 
@@ -69,7 +62,7 @@ class SamplingConditions:
         )
 
 
-class RestorerID(RestorationMethod):
+class RestorerID(LatentDiffusionMethod):
     """RestorerID (Ying et al., arXiv 2411.14125).
 
     A latent diffusion model reads the LQ latent through SFT (StableSR), the reference's identity through
@@ -87,20 +80,21 @@ class RestorerID(RestorationMethod):
         paper="Ying et al., RestorerID: Towards Tuning-Free Face Restoration with ID Preservation, arXiv 2411.14125",
         licence="Apache-2.0 (this implementation); the released weights name Apache-2.0 in their README",
     )
-    architecture_keys = ("native_size", "base", "network", "face_encoder")
-    not_in_revision = ("autoencoder", "dropout", "ema_halflife_pictures", "weights_dtype")
+    architecture_keys: ClassVar[tuple[str, ...]] = (*LatentDiffusionMethod.architecture_keys, "face_encoder")
+    network: RestorerIDNetwork
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
         if settings["reference"] not in REFERENCE_CHOICES:
             raise unknown_name("value of method.reference", settings["reference"], REFERENCE_CHOICES)
-        for key, known in (("on_missing_face", ON_MISSING_FACE), ("colour_fix", COLOUR_FIXES)):
-            if settings[key] not in known:
-                raise unknown_name(f"value of method.{key}", settings[key], known)
+        if settings["on_missing_face"] not in ON_MISSING_FACE:
+            raise unknown_name("value of method.on_missing_face", settings["on_missing_face"], ON_MISSING_FACE)
         scale = settings["id_scale"]
         if scale != "adaptive" and not (isinstance(scale, int | float) and 0 <= scale < math.inf):
             raise UsageError(f"method.id_scale must be adaptive or a number from 0 on, got {scale!r}.")
-        if settings["losses"]["identity"] and settings["losses"]["identity_pictures"] < 1:
+        require_number("losses.identity", settings["losses"]["identity"], 0)
+        require_number("losses.identity_pictures", settings["losses"]["identity_pictures"], 0, whole=True)
+        if settings["losses"]["identity"] and not settings["losses"]["identity_pictures"]:
             raise UsageError(
                 "method.losses.identity needs pictures to look at: set method.losses.identity_pictures to 1 or more."
             )
@@ -109,35 +103,14 @@ class RestorerID(RestorationMethod):
                 "method.losses.identity is for base models that predict velocities: the clean picture that predicted "
                 "noise means is out of range where there is most noise. Set it to 0."
             )
-        self.native_size = int(settings["native_size"])
-        self.size = settings["size"]
-        self.base = base_model(settings["base"])
-        torch.manual_seed(derive_seed(settings.get("seed", 0), "initial weights") % 2**32)
-        self.network = RestorerIDNetwork(self.base, settings["network"], settings["use_identity"], settings["use_fir"])
-        options = {key: value for key, value in settings["sampling"].items() if value is not None}
-        preset = options.pop("preset")
-        self.sampler = Sampler(sampling_preset(preset, prediction=self.base.prediction, **options))
-        self.inference_network = InferenceNetwork(settings, preset)
-        least, all_timesteps = settings["training"]["least_timestep"], self.sampler.settings.train_timesteps
-        if not 0 <= least < all_timesteps:
-            raise UsageError(f"method.training.least_timestep must be from 0 to {all_timesteps - 1}, got {least}.")
-        self.batches_done = 0
-        self._batch_pictures = 0
-        self.averaged: nn.Module | None = None
-        # Frozen networks, loaded on first use and kept out of the module so that they are never saved with it.
-        self.frozen: dict[str, Any] = {}
         self.find_references = choose_references
 
-    # What is frozen ----------------------------------------------------------------------------
+    def build_network(self) -> RestorerIDNetwork:
+        """See `LatentDiffusionMethod.build_network`."""
+        settings = self.settings
+        return RestorerIDNetwork(self.base, settings["network"], settings["use_identity"], settings["use_fir"])
 
-    @property
-    def space(self) -> LatentSpace:
-        """The autoencoder."""
-        if "space" not in self.frozen:
-            with torch.inference_mode(False):  # the identity loss takes gradients through it
-                self.frozen["space"] = latent_space(self.base, self.settings["autoencoder"])
-        space: Any = self.frozen["space"].to(self.device)
-        return cast(LatentSpace, space)
+    # What is frozen ----------------------------------------------------------------------------
 
     @property
     def face_encoder(self) -> FaceEncoder:
@@ -161,18 +134,9 @@ class RestorerID(RestorationMethod):
 
         return absent_parts(settings)
 
-    def text(self, count: int, prompt: str) -> Tensor:
-        """Text tokens (count, T, width) of a prompt, encoded once."""
-        key = f"text {prompt}"
-        if key not in self.frozen:
-            with torch.inference_mode(False), torch.no_grad():
-                self.frozen[key] = text_tokens(self.base, [prompt], self.settings["autoencoder"]).clone()
-        tokens: Tensor = self.frozen[key].to(self.device)
-        return tokens.expand(count, -1, -1)
-
     def conditions(self) -> dict[str, str]:
         """Hashes of the frozen networks that decide the pictures."""
-        found = {"autoencoder": self.space.digest}
+        found = super().conditions()
         if self.settings["use_identity"]:
             found["face_encoder"] = self.face_encoder.digest
         if self._adaptive:
@@ -200,27 +164,48 @@ class RestorerID(RestorationMethod):
 
     def restore(self, batch: FaceBatch) -> Tensor:
         """Restores pictures with one reference each; without one, with the tokens of no identity."""
-        if self.settings["self_ensemble"]:
-            return mean_over_mirror(self._restore_once, batch)
-        return self._restore_once(batch)
+        faces = self.reference_faces(batch)
+        if not self.settings["self_ensemble"]:
+            return self._restore_once(batch, faces)
+        # The detector is asked once: on a mirror image it may find what it does not find on the picture.
+        both = faces and faces.with_mirror_images()
+        return mean_over_mirror(lambda mirrored: self._restore_once(mirrored, both), batch)
 
-    def _restore_once(self, batch: FaceBatch) -> Tensor:
+    def _restore_once(self, batch: FaceBatch, faces: ReferenceFaces | None) -> Tensor:
         lq_latent = self.space.encode(batch.lq * 2 - 1)
-        conditions = self.sampling_conditions(batch)
+        conditions = self.sampling_conditions(batch, faces)
         latent = self._sampled(self.network_for_inference(), lq_latent, conditions, batch.seeds)
         restored = self.space.decode(latent).add(1).div(2).clamp(0, 1)
         return colour_fix(restored, batch.lq, self.settings["colour_fix"], levels=self.settings["colour_fix_levels"])
 
-    def sampling_conditions(self, batch: FaceBatch) -> SamplingConditions:
-        """What a sampling reads beside the LQ latent, none of which changes over its steps."""
-        prompts, source = self.settings["prompts"], self._source
+    def reference_faces(self, batch: FaceBatch) -> ReferenceFaces | None:
+        """The references' faces; None where nothing asks for them."""
+        wanted = self.settings["use_identity"] and self.settings["reference"] != "none"
+        if not wanted or not batch.references.shape[1]:
+            return None
+        return self.find_references(
+            batch.references, batch.reference_mask, batch.image_ids, self.settings["on_missing_face"]
+        )
+
+    def sampling_conditions(self, batch: FaceBatch, faces: ReferenceFaces | None) -> SamplingConditions:
+        """What a sampling reads beside the LQ latent, none of which changes over its steps.
+
+        Args:
+            batch: The pictures.
+            faces: Their references' faces; None to restore without identity.
+        """
+        prompts = self.settings["prompts"]
         text: dict[Branch, Tensor] = {
             "conditional": self.text(len(batch), prompts["positive"]),
             "unconditional": self.text(len(batch), prompts["negative"]),
         }
-        tokens, scale = self._identity(source, batch)
+        tokens, scale = self._identity(self._network, batch, faces)
         same_identity = tokens is None or tokens["conditional"] is tokens["unconditional"]
         return SamplingConditions(text, tokens, scale, same_identity and prompts["positive"] == prompts["negative"])
+
+    @property
+    def _network(self) -> RestorerIDNetwork:
+        return cast(RestorerIDNetwork, self.trained_network)
 
     def _sampled(
         self, network: RestorerIDNetwork, lq_latent: Tensor, conditions: SamplingConditions, seeds: Sequence[int]
@@ -252,19 +237,8 @@ class RestorerID(RestorationMethod):
                 dtype=dtype,
             )
 
-    @property
-    def _source(self) -> RestorerIDNetwork:
-        return cast(RestorerIDNetwork, self.averaged if self.averaged is not None else self.network)
-
-    def network_for_inference(self) -> RestorerIDNetwork:
-        """The network as restoration runs it; while it is being trained it is left as it is."""
-        source = self._source
-        if self.averaged is not None or any(parameter.requires_grad for parameter in source.parameters()):
-            return source
-        return self.inference_network.of(source, self.device)
-
     def _identity(
-        self, network: RestorerIDNetwork, batch: FaceBatch
+        self, network: RestorerIDNetwork, batch: FaceBatch, faces: ReferenceFaces | None
     ) -> tuple[dict[Branch, Tensor] | None, Tensor | None]:
         """Identity tokens of both branches, each (B, N, width), and the weight of the identity (B,)."""
         if not self.settings["use_identity"]:
@@ -272,13 +246,9 @@ class RestorerID(RestorationMethod):
         count = len(batch)
         nobody = network.identity_tokens(self._no_face()).expand(count, -1, -1)
         tokens: dict[Branch, Tensor] = {"conditional": nobody, "unconditional": nobody}
-        if self.settings["reference"] != "none" and batch.references.shape[1]:
-            faces = self.find_references(
-                batch.references, batch.reference_mask, batch.image_ids, self.settings["on_missing_face"]
-            )
-            if faces.present.any():
-                found = network.identity_tokens(self.face_encoder.encode(faces.images, faces.points))
-                tokens["conditional"] = torch.where(faces.present[:, None, None], found, nobody)
+        if faces is not None and faces.present.any():
+            found = network.identity_tokens(self.face_encoder.encode(faces.images, faces.points))
+            tokens["conditional"] = torch.where(faces.present[:, None, None], found, nobody)
         return tokens, self.id_scale(batch.lq)
 
     def _no_face(self) -> FaceFeatures:
@@ -330,10 +300,6 @@ class RestorerID(RestorationMethod):
 
         return PlainPipeline(self)
 
-    def prepare_timed_training(self) -> None:
-        """Freezes what a stage leaves alone, as `prepare_training`, and reads nothing."""
-        freeze(self.network, self.settings["training"])
-
     def random_training_batch(self, count: int) -> LatentBatch:
         """Random latents for timing a training step."""
         from methods.restorerid.timing import training_batch
@@ -342,37 +308,24 @@ class RestorerID(RestorationMethod):
 
     # Training ----------------------------------------------------------------------------------
 
-    def prepare_training(self) -> None:
+    def freeze_unchanged(self) -> None:
+        """See `LatentDiffusionMethod.freeze_unchanged`."""
+        freeze(self.network, self.settings["training"])
+
+    def begin_training(self) -> None:
         """Reads the weights of the stage before, and freezes what this stage leaves alone.
 
         Raises:
             UsageError: The stage needs another's weights, or trains what the settings left out.
         """
         begin_stage(self.network, self.settings["training"], self.base, self.settings["autoencoder"])
-        if self.settings["training"]["checkpointing"]:
-            self.network.enable_gradient_checkpointing()
-        if self.settings["ema_halflife_pictures"]:
-            self.averaged = copy.deepcopy(self.network).requires_grad_(False)
 
-    def configure_optimizers(self) -> Any:
-        """AdamW over what the stage trains."""
-        options = self.settings["optimiser"]
-        return torch.optim.AdamW(
-            [parameter for parameter in self.network.parameters() if parameter.requires_grad],
-            lr=options["learning_rate"],
-            betas=tuple(options["betas"]),
-            weight_decay=options["weight_decay"],
-        )
-
-    def training_stream(self, pairs: TrainingPairs) -> IterableDataset[Any]:
-        """Pictures, or latents made of them once (`method.training.cached_samples`)."""
-        count = int(self.settings["training"]["cached_samples"])
-        if not count:
-            return pairs
-        identity: dict[str, Any] = {"space": self.space.digest, "face_encoder": self.face_encoder.digest}
+    def sample_identity(self) -> dict[str, Any]:
+        """See `LatentDiffusionMethod.sample_identity`."""
+        identity: dict[str, Any] = super().sample_identity() | {"face_encoder": self.face_encoder.digest}
         if self._identity_loss:
             identity["own_faces"] = True
-        return LatentSamples(pairs, self.encoded, identity, count)
+        return identity
 
     def encoded(self, batch: FaceBatch) -> dict[str, Tensor]:
         """What a training step reads of a batch: latents of ground truth and LQ, the reference's face.
@@ -380,10 +333,9 @@ class RestorerID(RestorationMethod):
         References stay in the row of their ground truth (the released second stage mixes them up).
         """
         batch = batch.to(self.device)
+        made = super().encoded(batch)
         assert batch.gt is not None and batch.reference_landmarks is not None
         with torch.no_grad():
-            latents = self.space.encode(torch.cat([batch.gt, batch.lq]) * 2 - 1)
-            made = {"latent": latents[: len(batch)], "lq_latent": latents[len(batch) :]}
             if self._reads_faces:
                 face = self.face_encoder.encode(batch.references[:, 0], batch.reference_landmarks[:, 0])
                 made |= {"identity": face.identity, "image_states": face.image_states}
@@ -403,40 +355,27 @@ class RestorerID(RestorationMethod):
         training = self.settings["training"]
         return training["stage"] != "base" or bool(training["cached_samples"])
 
-    def training_step(self, batch: LatentBatch | FaceBatch, batch_idx: int) -> Tensor:
-        """One batch: the squared error of the predicted noise (Eqs. 1 and 8).
+    def training_loss(self, tensors: dict[str, Tensor], noised: NoisyLatents, generator: torch.Generator) -> Tensor:
+        """The squared error of the predicted noise (Eqs. 1 and 8).
 
         Where the base model predicts velocities (Salimans and Ho, ICLR 2022), of the predicted velocity.
         """
-        self._batch_pictures = len(batch)
-        tensors = batch.tensors if isinstance(batch, LatentBatch) else self.encoded(batch)
-        latent = tensors["latent"]
-        count, options = len(latent), self.settings["training"]
-        self._set_learning_rate()
-        rng = torch.Generator().manual_seed(derive_seed(batch.seeds[0], "diffusion step", self.batches_done))
-        alphas, least = self.sampler.alphas_cumprod, int(options["least_timestep"])
-        noised = add_noise(latent, alphas, self.sampler.settings.prediction, rng, least)
-        without_lq = torch.rand(count, generator=rng) < self.settings["dropout"]["lq"]
-        without_identity = torch.rand(count, generator=rng) < self.settings["dropout"]["identity"]
-        lq_latent = torch.where(without_lq.to(latent.device)[:, None, None, None], 0.0, tensors["lq_latent"])
+        latent, options = noised.latent, self.settings["training"]
+        count = len(latent)
+        lq_latent = self.drop_lq(tensors["lq_latent"], generator)
+        without_identity = torch.rand(count, generator=generator) < self.settings["dropout"]["identity"]
         tokens, scale, base_only = None, None, options["stage"] == "base"
         if self.network.projection is not None and not base_only:
             tokens = self._training_tokens(tensors, without_identity.to(latent.device))
             scale = torch.full((count,), float(options["id_scale"]), device=latent.device)
         maps = self.network.lq_maps(lq_latent, noised.timestep)
-        text = self.text(count, "").to(latent)
+        text = self.text(count, "").to(tensors["latent"])
         predicted = self.network(noised.noisy, noised.timestep, text, maps, tokens, scale, base_only=base_only)
         loss = F.mse_loss(predicted.float(), noised.target.float())
         if self._identity_loss:
             distance = self._identity_distance(noised, predicted, tensors)
             self.log("train/identity", distance.detach())
             loss = loss + self._identity_loss * distance
-        if not torch.isfinite(loss):
-            raise UsageError(
-                f"The loss became {loss.item()} at batch {self.batches_done}. Lower "
-                "method.optimiser.learning_rate, or train in float32 (trainer.precision=32-true)."
-            )
-        self.log("train/total", loss.detach(), prog_bar=True)
         return loss
 
     def _identity_distance(self, noised: NoisyLatents, predicted: Tensor, tensors: dict[str, Tensor]) -> Tensor:
@@ -454,63 +393,6 @@ class RestorerID(RestorationMethod):
         tokens = self.network.identity_tokens(FaceFeatures(tensors["identity"], tensors["image_states"]))
         nobody = self.network.identity_tokens(self._no_face())
         return torch.where(without[:, None, None], nobody, tokens)
-
-    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        """Steps, counts the batch and moves the average: before `on_train_batch_end`, where checkpoints are written."""
-        super().optimizer_step(*arguments, **options)
-        self._move_average()
-        self.batches_done += 1
-
-    @torch.no_grad()
-    def _move_average(self) -> None:
-        if self.averaged is not None:
-            pictures = self._batch_pictures * int(self.trainer.world_size)
-            decay = 0.5 ** (pictures / self.settings["ema_halflife_pictures"])
-            decay = min(decay, (1 + self.batches_done) / (10 + self.batches_done))
-            for mean, value in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
-                if value.requires_grad:
-                    mean.lerp_(value, 1 - decay)
-
-    def _set_learning_rate(self) -> None:
-        rate = learning_rate(self.settings["optimiser"], self.batches_done, self.settings["training"]["max_steps"])
-        for group in cast(torch.optim.Optimizer, self.optimizers()).param_groups:
-            group["lr"] = rate
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps how many batches were trained on."""
-        checkpoint["batches_done"] = self.batches_done
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on where the training stopped."""
-        self.batches_done = checkpoint["batches_done"]
-
-    # Weights -----------------------------------------------------------------------------------
-
-    def weights_state(self) -> dict[str, Tensor]:
-        """The averaged network."""
-        source = self.averaged if self.averaged is not None else self.network
-        assert isinstance(source, nn.Module)
-        return {name: value.detach().cpu().contiguous() for name, value in source.state_dict().items()}
-
-    def load_weights_state(self, state: dict[str, Tensor]) -> None:
-        """Loads a weights file; tensors of parts that the settings leave out are passed over.
-
-        Raises:
-            UsageError: A tensor is missing, or belongs to no part of RestorerID.
-        """
-        wanted = set(self.network.state_dict())
-        try:
-            surplus = {self.network.part_of(name) for name in set(state) - wanted} - self.network.left_out
-        except ValueError as error:
-            raise UsageError(f"These are no weights of RestorerID: {error}.") from error
-        if missing := sorted(wanted - set(state)):
-            raise UsageError(
-                f"The weights lack {len(missing)} tensors of RestorerID ({', '.join(missing[:3])}, …): those of "
-                f"{', '.join(sorted({self.network.part_of(name) for name in missing}))}."
-            )
-        if surplus:
-            raise UsageError(f"The weights hold tensors of {', '.join(sorted(surplus))} that this network has not.")
-        self.network.load_state_dict({name: state[name].float() for name in wanted}, assign=True)
 
 
 method_class = RestorerID

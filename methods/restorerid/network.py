@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from bench.errors import UsageError, unknown_name
-from methods.blocks.adapted_unet import AdaptedUNet, AdapterSet, Maps, compile_regions
+from bench.errors import UsageError
+from methods.blocks.adapted_unet import AdapterSet, Maps
 from methods.blocks.base_models import BaseModel
-from methods.blocks.latent_diffusion import build_unet
-from methods.blocks.lq_encoder import LqEncoder
-from methods.blocks.spatial_feature_transform import sft_adapters
+from methods.blocks.stablesr_network import StableSRNetwork
 from methods.restorerid.fir_adapter import fir_adapters
 from methods.restorerid.identity_attention import IdentityAttention, identity_attention_adapters
 from methods.restorerid.identity_tokens import FaceFeatures, IdentityProjection
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 # What each stage of training changes. `base` is StableSR's stage, `identity` that of the ID model (taken ready-made
 # in the paper), `fir` the paper's second stage, `single` base and FIR-Adapters together (Table 4), `joint` everything.
 STAGES = {
-    "base": ("unet", "lq_encoder", "sft"),
+    **StableSRNetwork.STAGES,
     "identity": ("projection", "identity"),
     "fir": ("fir",),
     "single": ("unet", "lq_encoder", "sft", "fir"),
@@ -33,7 +31,7 @@ STAGES = {
 }
 
 
-class RestorerIDNetwork(nn.Module):
+class RestorerIDNetwork(StableSRNetwork):
     """Denoiser of RestorerID (arXiv 2411.14125, Fig. 2).
 
     Args:
@@ -46,30 +44,30 @@ class RestorerIDNetwork(nn.Module):
         UsageError: FIR-Adapters without the ID model.
     """
 
+    PARTS: ClassVar[Mapping[str, str]] = {
+        **StableSRNetwork.PARTS,
+        "adapted.adapters.identity.": "identity",
+        "adapted.adapters.fir.": "fir",
+        "projection.": "projection",
+    }
+    STAGES: ClassVar[Mapping[str, tuple[str, ...]]] = STAGES
+
     def __init__(
         self, base: BaseModel, options: Mapping[str, Any], use_identity: bool = True, use_fir: bool = True
     ) -> None:
-        super().__init__()
         if use_fir and not use_identity:
             raise UsageError(
                 "The FIR-Adapters read identity tokens: method.use_identity=false needs method.use_fir=false."
             )
-        self.adapted = AdaptedUNet(build_unet(base))
+        super().__init__(base, options)
         unet, width = self.adapted.unet, base.text_width
-        self.lq_encoder = LqEncoder(in_channels=base.latent_channels, **options["lq_encoder"])
         map_channels = options["lq_encoder"]["map_channels"]
-        self.adapted.attach("sft", sft_adapters(unet, map_channels, **options["sft"]))
         self.projection: IdentityProjection | None = None
         if use_identity:
             self.projection = IdentityProjection(width=width, **options["projection"])
             self.adapted.attach("identity", identity_attention_adapters(unet, width, **options["identity"]))
         if use_fir:
             self.adapted.attach("fir", fir_adapters(unet, map_channels, width, **options["fir"]))
-
-    def lq_maps(self, lq_latent: Tensor, timestep: Tensor) -> Maps:
-        """Maps of LQ latents (B, C, h, w) at timesteps (B,)."""
-        maps: Maps = self.lq_encoder(lq_latent, timestep)
-        return maps
 
     def identity_tokens(self, features: FaceFeatures) -> Tensor:
         """Identity tokens (B, N, width) of faces.
@@ -146,16 +144,6 @@ class RestorerIDNetwork(nn.Module):
         for adapter, attention in self._identity_attention():
             adapter.keep(attention, text, identity_tokens)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recomputes activations in the backward pass instead of keeping them: less memory, a slower step."""
-        self.adapted.enable_gradient_checkpointing()
-        self.lq_encoder.enable_gradient_checkpointing()
-
-    def compile_regions(self, **options: Any) -> None:
-        """Compiles the blocks of UNet and LQ encoder in place; arguments as `torch.compile`."""
-        self.adapted.compile_regions(**options)
-        compile_regions(self.lq_encoder, **options)
-
     def _identity_attention(self) -> Iterator[tuple[IdentityAttention, Attention]]:
         if "identity" not in self.adapted.adapters:
             return
@@ -164,23 +152,9 @@ class RestorerIDNetwork(nn.Module):
 
     @property
     def left_out(self) -> set[str]:
-        """Parts of `STAGES` that the settings left out."""
+        """See `StableSRNetwork.left_out`."""
         parts = {"identity", "projection"} if self.projection is None else set()
         return parts | (set() if "fir" in self.adapted.adapters else {"fir"})
-
-    def part_of(self, parameter: str) -> str:
-        """To which part of `STAGES` a parameter belongs, by its name."""
-        for prefix, part in (
-            ("adapted.unet.", "unet"),
-            ("adapted.adapters.sft.", "sft"),
-            ("adapted.adapters.identity.", "identity"),
-            ("adapted.adapters.fir.", "fir"),
-            ("lq_encoder.", "lq_encoder"),
-            ("projection.", "projection"),
-        ):
-            if parameter.startswith(prefix):
-                return part
-        raise ValueError(f"{parameter} belongs to no part of RestorerID")
 
     def train_only(self, stage: str) -> list[nn.Parameter]:
         """Freezes everything but the parts of a stage, and returns these.
@@ -188,16 +162,9 @@ class RestorerIDNetwork(nn.Module):
         Raises:
             UsageError: There is no such stage, or the settings left out what it trains.
         """
-        if stage not in STAGES:
-            raise unknown_name("value of method.training.stage", stage, STAGES)
-        if set(STAGES[stage]) <= self.left_out:
+        if stage in STAGES and set(STAGES[stage]) <= self.left_out:
             raise UsageError(
                 f"method.training.stage={stage} trains what the settings left out: set method.use_identity=true"
                 f"{' and method.use_fir=true' if stage == 'fir' else ''}."
             )
-        chosen = []
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(self.part_of(name) in STAGES[stage])
-            if parameter.requires_grad:
-                chosen.append(parameter)
-        return chosen
+        return super().train_only(stage)

@@ -19,6 +19,9 @@ from bench.faces.detector import detect_faces
 OnMissingFace = Literal["error", "skip", "blind"]
 ON_MISSING_FACE = get_args(OnMissingFace)
 
+# Left and right change places: eyes, nose, corners of the mouth.
+MIRRORED_POINTS = [1, 0, 2, 4, 3]
+
 SKIP = " method.on_missing_face=skip (the picture's next reference is taken) or"
 BLIND = " method.on_missing_face=blind (a picture without any is restored without identity)"
 
@@ -50,6 +53,16 @@ class ReferenceFaces:
     images: Tensor
     points: Tensor
     present: Tensor
+
+    def with_mirror_images(self) -> ReferenceFaces:
+        """The same and then their mirror images, (2B, ...)."""
+        width = self.images.shape[-1]
+        mirrored = self.points * self.points.new_tensor([-1, 1]) + self.points.new_tensor([width - 1, 0])
+        return ReferenceFaces(
+            torch.cat([self.images, self.images.flip(-1)]),
+            torch.cat([self.points, mirrored[:, MIRRORED_POINTS]]),
+            self.present.repeat(2),
+        )
 
 
 def locate_face(image: Tensor, name: str) -> Tensor | None:

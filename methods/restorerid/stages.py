@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bench.errors import UsageError
-from bench.weights.method_weights import read_weights
 from methods.blocks.adapted_unet import AdapterSet
 from methods.blocks.checkpoints.accounting import convert, read_checkpoint
+from methods.blocks.earlier_weights import read_earlier_weights
 from methods.blocks.latent_diffusion import load_base
 from methods.restorerid.checkpoint import ip_adapter_parts
 from methods.restorerid.network import STAGES, RestorerIDNetwork
@@ -34,7 +34,9 @@ def begin_stage(network: RestorerIDNetwork, training: Mapping[str, Any], base: B
     stage = training["stage"]
     freeze(network, training)
     if training["start_from"]:
-        _read_earlier_stage(network, training)
+        ready_made = stage != "fir" or training.get("id_model")
+        needed = STAGES["base"] if ready_made else (*STAGES["base"], *STAGES["identity"])
+        read_earlier_weights(network, training["start_from"], needed)
     elif stage in ("identity", "fir"):
         raise UsageError(
             f"method.training.stage={stage} goes on from the stage before: give its weights with "
@@ -82,22 +84,3 @@ def _has_id_model(network: RestorerIDNetwork) -> bool:
     """Whether identity tokens have any effect: an untrained ID model's value layers are zero."""
     state = network.adapted.adapters["identity"].state_dict()
     return any(bool(value.any()) for name, value in state.items() if name.endswith("identity_value.weight"))
-
-
-def _read_earlier_stage(network: RestorerIDNetwork, training: Mapping[str, Any]) -> None:
-    path, stage = training["start_from"], training["stage"]
-    state, _ = read_weights(Path(path).expanduser())
-    wanted = network.state_dict()
-    try:
-        surplus = sorted({network.part_of(name) for name in state.keys() - wanted.keys()} - network.left_out)
-        missing, _ = network.load_state_dict({k: v.float() for k, v in state.items() if k in wanted}, strict=False)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UsageError(f"{path} is no earlier stage of this network: {reason}") from error
-    needed = {*STAGES["base"], *(STAGES["identity"] if stage == "fir" and not training.get("id_model") else ())}
-    absent = sorted({network.part_of(name) for name in missing} & needed)
-    if absent or surplus:
-        raise UsageError(
-            f"{path} is no earlier stage of this network: it lacks {', '.join(absent) or 'nothing'} and has more of "
-            f"{', '.join(surplus) or 'nothing'}."
-        )

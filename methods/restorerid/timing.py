@@ -128,14 +128,16 @@ class PlainPipeline:
     @torch.no_grad()
     def restore(self, batch: FaceBatch) -> Tensor:
         """Restores pictures (B, 3, H, W), as `RestorerID.restore` does."""
-        if self.method.settings["self_ensemble"]:
-            return mean_over_mirror(self._restore_once, batch)
-        return self._restore_once(batch)
+        faces = self.method.reference_faces(batch)
+        if not self.method.settings["self_ensemble"]:
+            return self._restore_once(batch, faces)
+        both = faces and faces.with_mirror_images()
+        return mean_over_mirror(lambda mirrored: self._restore_once(mirrored, both), batch)
 
-    def _restore_once(self, batch: FaceBatch) -> Tensor:
+    def _restore_once(self, batch: FaceBatch, faces: ReferenceFaces | None) -> Tensor:
         method, network, dtype = self.method, self.network, self.dtype
         lq_latent = method.space.encode(batch.lq * 2 - 1)
-        conditions = method.sampling_conditions(batch)
+        conditions = method.sampling_conditions(batch, faces)
         text = torch.cat([conditions.text["unconditional"], conditions.text["conditional"]]).to(dtype)
         tokens, scale = None, None
         if conditions.identity is not None and conditions.scale is not None:

@@ -222,7 +222,49 @@ def test_identity_loss_of_no_pictures_is_refused(autoencoder: str) -> None:
         RestorerID(settings(autoencoder, *words))
 
 
-@pytest.mark.parametrize("least", [-1, 1000])
-def test_a_least_timestep_beyond_the_schedule_is_refused(autoencoder: str, least: int) -> None:
-    with pytest.raises(UsageError, match=r"least_timestep must be from 0 to 999"):
-        RestorerID(settings(autoencoder, f"method.training.least_timestep={least}"))
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("training.least_timestep=-1", "least_timestep must be a whole number from 0 to 999, got -1"),
+        ("training.least_timestep=1000", "least_timestep must be a whole number from 0 to 999"),
+        ("training.least_timestep=null", "least_timestep must be a whole number from 0 to 999, got None"),
+        ("colour_fix_levels=0", "colour_fix_levels must be a whole number from 1 to 10, got 0"),
+        ("colour_fix_levels=three", "colour_fix_levels must be a whole number"),
+        ("losses.identity=-1", "losses.identity must be a number from 0 on"),
+        ("losses.identity_pictures=null", "losses.identity_pictures must be a whole number from 0 on"),
+    ],
+)
+def test_settings_out_of_range_are_refused(autoencoder: str, word: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        RestorerID(settings(autoencoder, f"method.{word}"))
+
+
+def test_timesteps_of_training_are_drawn_from_the_least_one_on(autoencoder: str) -> None:
+    method = RestorerID(settings(autoencoder, "method.training.least_timestep=990"))
+    asked: list[torch.Tensor] = []
+    make = method.network.lq_maps
+    method.network.lq_maps = lambda latent, step: asked.append(step) or make(latent, step)  # type: ignore
+    trained(method, 4)
+    assert min(int(step.min()) for step in asked) >= 990
+    assert len({int(value) for step in asked for value in step}) > 1
+
+
+def test_a_references_face_is_looked_for_once_and_mirrored_with_its_picture(autoencoder: str, orl_root: Path) -> None:
+    method = RestorerID(settings(autoencoder, "method.self_ensemble=true", "method.id_scale=0.75")).eval()
+    batch, asked, encoded = faces(orl_root), [], []
+    find, encode = method.find_references, method.face_encoder.encode
+
+    def found(references: torch.Tensor, *rest: Any) -> Any:
+        asked.append(len(references))
+        return find(references, *rest)
+
+    method.find_references = found
+    method.face_encoder.encode = lambda images, points: encoded.append((images, points)) or encode(images, points)  # type: ignore
+    method.restore(batch)
+    assert asked == [2], "the detector sees each picture's reference once"
+    (images, points), *more = encoded
+    assert not more and len(images) == 4
+    assert torch.equal(images[2:], images[:2].flip(-1))
+    left_eye, right_eye = points[2:, 0, 0], points[2:, 1, 0]
+    assert (left_eye < right_eye).all(), "left and right have changed places"
+    torch.testing.assert_close(points[2:, 2, 0], 127 - points[:2, 2, 0])

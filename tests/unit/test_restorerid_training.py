@@ -175,6 +175,7 @@ def test_the_demos_text_of_zeros_leaves_its_own_keys_and_values_unused(start: st
 
 def test_gradients_of_a_training_step_are_those_with_checkpointing() -> None:
     """Also when another forward with other conditions runs before the gradients are taken."""
+    checkpointed_parts: list[str] = []
 
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
         method = small("method.training.stage=joint", f"method.training.checkpointing={str(checkpointing).lower()}")
@@ -188,6 +189,9 @@ def test_gradients_of_a_training_step_are_those_with_checkpointing() -> None:
         method.log = lambda *_, **__: None  # type: ignore[method-assign]
         loss = method.training_step(latents(), 0)
         if checkpointing:
+            for name, module in method.network.named_modules():
+                if getattr(module, "gradient_checkpointing", False):
+                    checkpointed_parts.append(name)
             other = latents(3)
             other.tensors["lq_latent"].mul_(-2)
             method.training_step(other, 1)
@@ -195,6 +199,8 @@ def test_gradients_of_a_training_step_are_those_with_checkpointing() -> None:
         return {name: value.grad for name, value in method.network.named_parameters() if value.grad is not None}
 
     plain, checkpointed = gradients(False), gradients(True)
+    assert any(name.startswith("adapted.unet.down_blocks") for name in checkpointed_parts)
+    assert any(name.startswith("lq_encoder") for name in checkpointed_parts), checkpointed_parts
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():
         assert torch.equal(gradient, checkpointed[name]), name
@@ -227,7 +233,7 @@ def parts(file: Path) -> dict[str, dict[str, torch.Tensor]]:
     state, _ = read_weights(file)
     found: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in state.items():
-        found.setdefault(RestorerIDNetwork.part_of(None, name), {})[name] = value  # type: ignore[arg-type]
+        found.setdefault(RestorerIDNetwork.part_of(name), {})[name] = value
     return found
 
 
