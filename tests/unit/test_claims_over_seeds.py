@@ -500,7 +500,10 @@ def test_claims_tested_with_other_weights_or_pictures_mark_nothing_and_are_named
     apart = {"revision": "retrained", "budget": "9000 batches of 4"}
     results_path("refine").write_text(json.dumps({**results, "row_trained_apart": apart}))
     assert outdated_tests(other) is None
-    assert with_todays_claims(other)[FIELD] == entry[FIELD]
+    (mark,) = with_todays_claims(other)[FIELD]
+    assert mark == {**entry[FIELD][0], "row_trained_apart": True}
+    assert "trained apart" in claim_text(mark) and "trained apart" not in claim_text(entry[FIELD][0])
+    validate(with_todays_claims(other), "this entry")
     again = {**entry, "revision": "once more"}
     assert FIELD not in with_todays_claims(again)
     assert "its revision is once more" in str(outdated_tests(again))
