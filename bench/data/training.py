@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 
 from bench.batch import FaceBatch
 from bench.data.augmentation import AugmentationSettings, PairAugmentation
+from bench.data.free_crops import free_crop
 from bench.data.mixed_identities import draw_region, mix, nearest_pose
 from bench.data.pool import TrainingPairPool, with_own_noise
 from bench.degradation.pipeline import DegradationPipeline
@@ -53,6 +54,8 @@ class TrainingSettings:
         pool: Rows whose degradations are mixed, see `TrainingPairPool`; 0 for none.
         shared_degradation: Draw kernel, scale and quality once per batch, as the released trainings of
             Real-ESRGAN, StableSR and RestorerID do, instead of once per picture.
+        crop_scales: Ground truth is cut out of the photograph at any place, resized by a factor between these two, and
+            not aligned; empty for aligned ground truth. References are aligned in either case.
     """
 
     batch_size: int = 8
@@ -62,6 +65,17 @@ class TrainingSettings:
     augmentation: dict[str, Any] = field(default_factory=dict)
     pool: int = 0
     shared_degradation: bool = False
+    crop_scales: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the factors.
+
+        Raises:
+            UsageError: They are not two positive numbers, the smaller one first.
+        """
+        given = self.crop_scales
+        if given and not (len(given) == 2 and 0 < given[0] <= given[1]):
+            raise UsageError(f"crop_scales must be two positive numbers, the smaller one first, got {list(given)}.")
 
 
 class TrainingPairs(IterableDataset[FaceBatch]):
@@ -137,6 +151,14 @@ class TrainingPairs(IterableDataset[FaceBatch]):
         points = torch.from_numpy(np.asarray(photo.points)).float()
         return self._picture(photo.path, position).float().div(255), points
 
+    def _load_free(self, position: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A photograph cut at random, and where the face's points are then, which may be outside."""
+        photo = self.photos[position].photo
+        crop, matrix = free_crop(read_image(self.root / photo.path), self.size, self.settings.crop_scales, rng)
+        back = np.linalg.inv(np.vstack([photo.matrix, [0, 0, 1]]))
+        in_photo = np.asarray(photo.points) @ back[:2, :2].T + back[:2, 2]
+        return crop, torch.from_numpy(in_photo @ matrix[:, :2].T + matrix[:, 2]).float()
+
     def sample(self, number: int) -> tuple[Tensor, Tensor, str, str]:
         """Ground truth and references of sample `number`: (1+R, 3, S, S), points, identity, image id."""
         rng = np.random.default_rng(derive_seed(self.settings.seed, "training sample", number))
@@ -145,6 +167,8 @@ class TrainingPairs(IterableDataset[FaceBatch]):
         others = [position for position in self._others[identity] if position != target]
         chosen = rng.choice(others, size=self.settings.references, replace=False)
         loaded = [self._load(int(position)) for position in (target, *chosen)]
+        if self.settings.crop_scales:
+            loaded[0] = self._load_free(target, rng)
         mixed = self.settings_of_augmentation.mixed_identities
         # Nothing is drawn where it is off, so that such trainings stay what they were.
         if mixed and len(self._others) > 1 and rng.random() < mixed:

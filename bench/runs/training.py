@@ -94,6 +94,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         augmentation=config["augmentation"],
         pool=int(config["pool"]),
         shared_degradation=bool(config["shared_degradation"]),
+        crop_scales=tuple(config["crop_scales"]),
     )
     # Whatever decides the result is part of the checkpoint's settings: a training only resumes its own kind.
     settings["training"] = own | {"max_steps": batches, "data": data.name, "samples": asdict(samples)}
