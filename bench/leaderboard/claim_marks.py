@@ -44,7 +44,9 @@ def claims_not_reproduced(entry: Mapping[str, Any], revision: str) -> list[dict[
     if revision not in tested_revisions(results, label):
         return []
     row = (label, entry["protocol"], entry["protocol_id"])
-    apart = {"row_trained_apart": True} if revision not in _of_runs(results, label) else {}
+    apart: dict[str, Any] = {} if revision in _of_runs(results, label) else {"row_trained_apart": True}
+    if results.get("seeds_of") == "run":
+        apart["seeds_of"] = "run"
     found = []
     for name, claim in results["claims"].items():
         if (claim["row"], claim["protocol"], claim["protocol_id"]) == row and not claim["reproduced"]:
@@ -131,7 +133,7 @@ def claim_text(claim: Mapping[str, Any]) -> str:
     pairs = "; ".join(f"{pair['variant']} against {pair['against']}: {figures(claim, pair)}" for pair in claim["pairs"])
     return (
         f"{MARK[0].upper()}{MARK[1:]}: {claim['text'].rstrip('.')} ({claim['source']}). {claim['title']} of {pairs} "
-        f"(tested over people, for {trainings(len(claim['seeds']))}; asked: "
+        f"(tested over people, for {trainings(len(claim['seeds']), claim.get('seeds_of', 'training'))}; asked: "
         f"{RULES.get(claim['rule'], claim['rule'])})."
         + (" The weights of this row were trained apart from these." if claim.get("row_trained_apart") else "")
     )

@@ -114,7 +114,10 @@ CLAIM: dict[str, Check] = {
     "seeds": ("a list of seeds", lambda value: isinstance(value, list) and bool(value) and all(map(_is_count, value))),
     "pairs": LIST,
 }
-CLAIM_OPTIONAL: dict[str, Check] = {"row_trained_apart": ("true", lambda value: value is True)}
+CLAIM_OPTIONAL: dict[str, Check] = {
+    "row_trained_apart": ("true", lambda value: value is True),
+    "seeds_of": ("run", lambda value: value == "run"),
+}
 CLAIM_PAIR: dict[str, Check] = {
     "variant": NAME,
     "against": NAME,

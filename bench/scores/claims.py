@@ -5,7 +5,8 @@
     python -m bench.scores.claims METHOD --runs FOLDER          # <FOLDER>/<variant>-<seed>-<protocol> -> claims.json
     python -m bench.scores.claims METHOD --card                 # claims.json -> the tables of the method's card
 
-A seed stands for one training, with weights of its own. Values are averaged over the seeds per image and metric first;
+A seed stands for one training, with weights of its own, or, with `seeds_of: run`, for one run of the same weights, in
+which every person was learnt anew. Values are averaged over the seeds per image and metric first;
 intervals and tests are over people and say nothing of other trainings than these.
 """
 
@@ -74,6 +75,7 @@ def evaluate(claims: ClaimsFile, folder: Path) -> dict[str, Any]:
         "schema": SCHEMA,
         "method": claims.method,
         **({"row_trained_apart": apart} if apart else {}),
+        **({"seeds_of": claims.seeds_of} if claims.seeds_of != "training" else {}),
         "level": BETTER,
         "claims": {name: _tested(claim, name, found, folder) for name, claim in claims.claims.items()},
         "variants": {name: _tabled(claims, name, found) for name in claims.variants},
@@ -236,6 +238,8 @@ def disagreements(method: str) -> list[str]:
     variants = {name: (own.title, list(own.words), own.budget) for name, own in claims.variants.items()}
     if variants != {name: (own["title"], own["words"], own["budget"]) for name, own in results["variants"].items()}:
         found.append(f"{results_path(method)} was made of other variants than claims.yaml states now.")
+    if claims.seeds_of != results.get("seeds_of", "training"):
+        found.append(f"{results_path(method)} says something else of what seeds stand for than claims.yaml now.")
     if claims.row_trained_apart != results.get("row_trained_apart"):
         found.append(f"{results_path(method)} says something else of the row's own training than claims.yaml now.")
     card = card_path(method)

@@ -48,9 +48,10 @@ def require_markers(card: str, where: str) -> tuple[str, str]:
 def tables(results: Mapping[str, Any]) -> str:
     """The variants by metric, one table for each protocol, how they were trained, then the claims."""
     protocols = list(dict.fromkeys(claim["protocol"] for claim in results["claims"].values()))
+    kind = results.get("seeds_of", "training")
     lines = [
         f"**With {_trainings(results)}.** Values are averaged over the seeds per image, then over people. Intervals "
-        "(95 %) and tests are over people: they speak of these trainings, not of others. How far trainings differ "
+        f"(95 %) and tests are over people: they speak of these {kind}s, not of others. How far {kind}s differ "
         "shows by seed. Margins: `configs/metrics/standard.yaml`.",
     ]
     for protocol in protocols:
@@ -63,8 +64,11 @@ def tables(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def trainings(count: int) -> str:
-    """Such as "these 3 trainings of each variant"."""
+def trainings(count: int, seeds_of: str = "training") -> str:
+    """Such as "these 3 trainings of each variant", or runs where `seeds_of` says so."""
+    if seeds_of == "run":
+        runs = f"these {count} runs of each variant" if count > 1 else "one run of each variant"
+        return f"{runs} with the same weights, every person learnt anew in each"
     return f"these {count} trainings of each variant" if count > 1 else "one training of each variant"
 
 
@@ -84,7 +88,8 @@ def figures(claim: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
 
 def _trainings(results: Mapping[str, Any]) -> str:
     counts = {len(claim["seeds"]) for claim in results["claims"].values()}
-    return trainings(counts.pop()) if len(counts) == 1 else "the trainings listed"
+    seeds_of = results.get("seeds_of", "training")
+    return trainings(counts.pop(), seeds_of) if len(counts) == 1 else f"the {seeds_of}s listed"
 
 
 def _variants(results: Mapping[str, Any], protocol: str) -> list[str]:

@@ -29,7 +29,8 @@ RULES = {
 }
 # Which margins of configs/metrics/standard.yaml a rule goes by.
 MARGINS = {"tied": "tied", "best_or_tied": "tied", "not_lost": "not_lost"}
-FILE_KEYS = {"variants", "claims", "metrics", "seeds", "row_trained_apart"}
+FILE_KEYS = {"variants", "claims", "metrics", "seeds", "seeds_of", "row_trained_apart"}
+SEEDS_OF = ("training", "run")
 APART_KEYS = {"revision", "budget"}
 SHOWN = "shown"
 NOT_SHOWN = "not shown"
@@ -98,6 +99,8 @@ class ClaimsFile:
         claims: By name.
         metrics: Metrics of the table beside those of claims.
         seeds: Seeds that every variant was trained with; empty for whichever all have.
+        seeds_of: `training`: each seed stands for a training with weights of its own. `run`: all variants have the same
+            weights, and each seed stands for a run of `bench run`, in which every person was learnt anew.
         row_trained_apart: Where the weights of the boards' row are none of the seeds': their `revision` and `budget`.
             The row is marked all the same.
     """
@@ -108,6 +111,7 @@ class ClaimsFile:
     metrics: tuple[str, ...]
     seeds: tuple[int, ...]
     row_trained_apart: dict[str, str] | None = None
+    seeds_of: str = "training"
 
     @property
     def protocols(self) -> list[str]:
@@ -193,7 +197,12 @@ def load_claims(method: str) -> ClaimsFile:
     if apart is not None:
         _check_keys(apart, APART_KEYS, APART_KEYS, f"{path}: row_trained_apart")
         apart = {key: str(value) for key, value in apart.items()}
-    return ClaimsFile(method, variants, claims, tuple(map(str, metrics)), tuple(sorted(seeds)), apart)
+    seeds_of = str(content.get("seeds_of", "training"))
+    if seeds_of not in SEEDS_OF:
+        raise unknown_name(f"value of seeds_of in {path}", seeds_of, SEEDS_OF)
+    if apart is not None and seeds_of == "run":
+        raise UsageError(f"{path}: with seeds_of: run all rows have the same weights; leave out row_trained_apart.")
+    return ClaimsFile(method, variants, claims, tuple(map(str, metrics)), tuple(sorted(seeds)), apart, seeds_of)
 
 
 def _variant(own: Any, where: str) -> Variant:

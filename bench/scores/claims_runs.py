@@ -26,7 +26,7 @@ class VariantRuns:
     Attributes:
         label: Label of the runs, such as "restorerid@demo".
         seeds: Seeds of the training, as the folders' names say.
-        revisions: Of each seed the hash of weights and settings; no two are the same.
+        revisions: Of each seed the hash of weights and settings; no two are the same, unless seeds are those of runs.
         protocol_id: Frozen id of the protocol.
         metrics: By metric `title`, `unit` and `higher_is_better`, as the runs' summaries state them.
         averaged: The runs and the mean over them.
@@ -44,7 +44,7 @@ def variant_runs(claims: ClaimsFile, folder: Path, variant: str, protocol: str) 
     """The runs of a variant on a protocol, or None where the folder has none.
 
     Raises:
-        UsageError: They are not what is stated, or two of them are of one training.
+        UsageError: They are not what is stated, or two of them are of one training (seeds of runs: of two trainings).
     """
     from bench.scores.compare import average_runs
     from bench.scores.summary import read_summary
@@ -67,13 +67,21 @@ def variant_runs(claims: ClaimsFile, folder: Path, variant: str, protocol: str) 
                 raise UsageError(f"{paths[seed]} has {key} {summary.get(key)!r}, not {wanted!r} as its name says.")
         if summary.get("failed"):
             raise UsageError(f"{paths[seed]} lacks {len(summary['failed'])} pictures: finish it with `bench run`.")
+        if claims.seeds_of == "run" and summary["seed"] != seed:
+            raise UsageError(f"{paths[seed]} was run with seed {summary['seed']}, not {seed} as its name says.")
         _check_settings(paths[seed], claims, variant, str(summary["method"]), seed)
     labels = sorted({str(summary["method"]) for summary in summaries})
     if len(labels) > 1:
         raise UsageError(f"The runs of {variant} on {protocol} must be of one row, but they are {listed(labels)}.")
     tables = [read_table(paths[seed] / "scores.parquet") for seed in seeds]
     revisions = [str(table["method_revision"].iloc[0]) for table in tables]
-    _check_trainings(variant, protocol, dict(zip(seeds, revisions, strict=True)), paths)
+    if claims.seeds_of == "training":
+        _check_trainings(variant, protocol, dict(zip(seeds, revisions, strict=True)), paths)
+    elif len(set(revisions)) > 1:
+        raise UsageError(
+            f"The runs of {variant} on {protocol} have the revisions {listed(sorted(set(revisions)))}: with seeds_of: "
+            "run they must differ in seed alone."
+        )
     averaged = average_runs(tables, f"{variant} on {protocol}")
     protocol_id = str(tables[0]["protocol_id"].iloc[0])
     return VariantRuns(labels[0], seeds, revisions, protocol_id, summaries[0]["metrics"], averaged)
@@ -152,7 +160,13 @@ def _check_settings(run: Path, claims: ClaimsFile, variant: str, label: str, see
                 f"{run} was made with method.{key} {there.get(key, '(none)')}, but {variant} states "
                 f"{stated.get(key, '(none)')}."
             )
-    if (path := _weights(given)) is not None:
+    path = _weights(given)
+    if claims.seeds_of == "run" and given.get("weights"):
+        raise UsageError(
+            f"{run} was made with method.weights={given['weights']}: with seeds_of: run every variant has the shipped "
+            "weights."
+        )
+    if path is not None:
         trained = json.loads(read_metadata(path).get("settings") or "{}").get("seed", seed)
         if trained != seed:
             raise UsageError(f"{run} was made with {path}, which was trained with seed {trained}, not {seed}.")
