@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.errors import UsageError
@@ -10,18 +10,22 @@ from bench.weights.method_weights import read_weights
 from methods.blocks.stablesr_network import StableSRNetwork
 
 
-def read_earlier_weights(network: StableSRNetwork, file: str, needed: Iterable[str]) -> None:
+def read_earlier_weights(
+    network: StableSRNetwork, file: str, needed: Iterable[str], passed_over: Sequence[str] = ()
+) -> None:
     """Loads what a weights file holds of a network; parts that it has beyond the settings are passed over.
 
     Args:
         network: The network.
         file: A weights file (safetensors).
         needed: Parts that the file must hold whole.
+        passed_over: Prefixes of tensors that another method has beyond this network.
 
     Raises:
         UsageError: The file is of another network, or lacks a part.
     """
     state, _ = read_weights(Path(file).expanduser())
+    state = {name: value for name, value in state.items() if not name.startswith(tuple(passed_over))}
     wanted = network.state_dict()
     try:
         surplus = sorted({network.part_of(name) for name in state.keys() - wanted.keys()} - network.left_out)

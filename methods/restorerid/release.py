@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from methods.restorerid.checkpoint import RestorerIDModules
     from methods.restorerid.network import RestorerIDNetwork
 
-NETWORK_PARTS = ("unet", "sft", "identity", "fir", "projection", "lq_encoder")
 NETWORK_FILE = "restorerid_paper.safetensors"
 CLIP_FILE = "restorerid_clip_vit_h14.safetensors"
 #: What the release holds and no network of ours needs (the noise schedule), kept for the way back.
@@ -100,12 +99,11 @@ def convert_release(
         MissingError: There is no such file, or too little room for what is made of it.
         UsageError: It is another checkpoint; the message names what is missing, unexpected or of another shape.
     """
-    from bench.files import sha256_file
-    from bench.runs.plan import TRAINING_SETTINGS
     from bench.weights.method_weights import write_tensors
     from methods.blocks.base_models import base_model
     from methods.blocks.checkpoints.accounting import convert, read_checkpoint
     from methods.blocks.checkpoints.base_parts import write_base_part
+    from methods.blocks.checkpoints.network_file import network_metadata, network_state
     from methods.restorerid.checkpoint import FILE, RESTORERID_LEFT_OUT
 
     settings = dict(settings or paper_settings())
@@ -115,16 +113,8 @@ def convert_release(
     parts = modules.parts()
     found = convert(checkpoint, parts, expected=FILE, source=str(source), left_out=RESTORERID_LEFT_OUT)
     _require_room(folder, sum(tensor.nbytes for tensor in checkpoint.values()))
-    origin = {"source": source.name, "source_sha256": sha256_file(source)}
-    # What trains a network is no setting of a released one, least of all the stage it is in.
-    described = {key: value for key, value in settings.items() if key not in (*TRAINING_SETTINGS, "dropout")}
-    metadata = {"method": "restorerid", "size": settings.get("size") or "paper", "settings": described, **origin}
-    places = _places(network, modules)
-    state = {
-        f"{places[part]}{name}": tensor.contiguous()
-        for part in NETWORK_PARTS
-        for name, tensor in found.states[part].items()
-    }
+    metadata = network_metadata("restorerid", settings, source)
+    origin = {key: metadata[key] for key in ("source", "source_sha256")}
     written = [folder / CLIP_FILE]
     write_tensors(written[0], found.states["image_encoder"], origin)
     say(f"image encoder  {written[0]}")
@@ -140,7 +130,7 @@ def convert_release(
         say(f"left out       {folder / LEFT_OUT_FILE}, for --back alone: {reasons}")
     # The network comes last: its file is what says that the published size is here.
     written.append(folder / NETWORK_FILE)
-    write_tensors(written[-1], state, metadata)
+    write_tensors(written[-1], network_state(network, found.states), metadata)
     say(f"network        {written[-1]}")
     return written
 
@@ -186,7 +176,7 @@ def restore_release(
     _require_names(network.state_dict(), state, files[0])
     states: dict[str, Mapping[str, Tensor]] = {
         part: {name.removeprefix(place): tensor for name, tensor in state.items() if name.startswith(place)}
-        for part, place in _places(network, modules).items()
+        for place, part in network.PARTS.items()
     }
     states["image_encoder"], _ = read_weights(files[1])
     _require_names(modules.image_encoder.state_dict(), states["image_encoder"], files[1])
@@ -248,12 +238,6 @@ def main(
         print(f"Copy them into {weights_folder()}, where bench looks for them.")  # noqa: T201
     print("What else is absent: bench check method=restorerid size=paper")  # noqa: T201
     return 0
-
-
-def _places(network: RestorerIDNetwork, modules: RestorerIDModules) -> dict[str, str]:
-    """Where each part's tensors stand in the network's state."""
-    names = {id(module): name for name, module in network.named_modules()}
-    return {part: f"{names[id(getattr(modules, part))]}." for part in NETWORK_PARTS}
 
 
 def _base_name(base: Any) -> str:

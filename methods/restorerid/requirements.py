@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.errors import MissingError
 from bench.weights import catalogue
-from bench.weights.method_weights import weights_path
-from methods.blocks.base_models import BaseModel, base_model
+from methods.blocks.absent_parts import absent_base_parts
+from methods.blocks.base_models import base_model
 from methods.restorerid.face_encoders import absent_encoder
 
 RELEASE = f"RestorerID's checkpoint brings it too: {catalogue.entry('restorerid_paper').command}"
@@ -20,7 +19,7 @@ def absent_parts(settings: dict[str, Any]) -> dict[str, str]:
         settings: The composed `configs/method/restorerid.yaml` with one of its sizes merged in.
     """
     base = base_model(settings["base"])
-    lacking = _absent_base(base, settings)
+    lacking = absent_base_parts(base, settings["autoencoder"], settings["prompts"].values(), RELEASE)
     if not settings["use_identity"]:
         return lacking
     lacking |= absent_encoder(settings["face_encoder"])
@@ -34,27 +33,4 @@ def absent_parts(settings: dict[str, Any]) -> dict[str, str]:
                 f"The adaptive ID-scale rates the LQ with MUSIQ: {reason}\n"
                 "A fixed scale needs none: method.id_scale=0.75."
             )
-    return lacking
-
-
-def _absent_base(base: BaseModel, settings: dict[str, Any]) -> dict[str, str]:
-    given = settings["autoencoder"]
-    if base.name == "demo":
-        try:
-            found = weights_path("autoencoder", "demo", given)
-        except MissingError as error:
-            return {"autoencoder": str(error)}
-        how = "bench train method=autoencoder data=orl_heavy"
-        return {} if found else {"autoencoder": f"The small autoencoder has no weights here. Train it with: {how}"}
-    from methods.blocks.latent_diffusion import absent_base, locate_base
-    from methods.blocks.text_conditioning import token_numbers
-
-    lacking = {name: f"{why}\n{RELEASE}" for name, why in absent_base(base, given, ("vae", "text")).items()}
-    if f"{base.name} text" not in lacking:
-        folder = locate_base(base, given, ("text",)) / "tokenizer"
-        for prompt in settings["prompts"].values():
-            try:
-                token_numbers(base, folder, prompt)
-            except MissingError as error:
-                lacking["tokeniser"] = str(error)
     return lacking

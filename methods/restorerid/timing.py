@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from bench.batch import FaceBatch
 from bench.errors import MissingError, UsageError
 from bench.seeds import derive_seed
-from methods.blocks.base_models import BaseModel
 from methods.blocks.colour_fix import colour_fix
 from methods.blocks.latent_samples import LatentBatch
 from methods.blocks.pipeline_benchmark import DOCUMENTED_LOOP, documented_loop
 from methods.blocks.sampling import image_generators, image_noise
 from methods.blocks.self_ensemble import mean_over_mirror
+from methods.blocks.timing_substitutes import fill_zeros, first_line, substitute_absent
 from methods.restorerid.identity_tokens import FaceFeatures
 from methods.restorerid.network import RestorerIDNetwork
 from methods.restorerid.reference_faces import ReferenceFaces, locate_face
@@ -47,7 +47,7 @@ def prepare_for_timing(method: RestorerID, random_weights: bool) -> list[str]:
     """
     notes = []
     if random_weights:
-        _fill_zeros(method.network)
+        fill_zeros(method.network)
     if method.settings["use_identity"]:
         method.find_references = _faces_in_the_middle
         notes.append("random references show no face: the detector runs, the points of the face are given")
@@ -55,24 +55,13 @@ def prepare_for_timing(method: RestorerID, random_weights: bool) -> list[str]:
             method.face_encoder.unconditional(1, "cpu")
         except MissingError as error:
             method.frozen["face_encoder"] = _RandomFaceEncoder(method.settings)
-            notes.append(f"random face encoder: {_first_line(error)}")
+            notes.append(f"random face encoder: {first_line(error)}")
         try:
             method.id_scale(torch.rand(1, 3, method.native_size or 128, method.native_size or 128))
         except (MissingError, UsageError) as error:
             method.settings["id_scale"] = TIMED_SCALE
-            notes.append(f"identity at the fixed weight {TIMED_SCALE}: {_first_line(error)}")
-    try:
-        _ = method.space
-    except MissingError as error:
-        method.frozen["space"] = _random_space(method.base)
-        notes.append(f"random autoencoder: {_first_line(error)}")
-    for prompt in set(method.settings["prompts"].values()) | {""}:
-        try:
-            method.text(1, prompt)
-        except MissingError as error:
-            generator = torch.Generator().manual_seed(len(prompt))
-            method.frozen[f"text {prompt}"] = torch.randn(1, 77, method.base.text_width, generator=generator)
-            notes.append(f"random text tokens: {_first_line(error)}")
+            notes.append(f"identity at the fixed weight {TIMED_SCALE}: {first_line(error)}")
+    notes += substitute_absent(method, {*method.settings["prompts"].values(), ""})
     return list(dict.fromkeys(notes))
 
 
@@ -210,24 +199,3 @@ def _faces_in_the_middle(
         locate_face(image, name)
     points = images.new_tensor(FACE) * images.shape[-1]
     return ReferenceFaces(images, points.expand(len(images), -1, -1), mask[:, 0])
-
-
-def _random_space(base: BaseModel) -> nn.Module:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    from methods.blocks.latent_space import StableDiffusionSpace
-
-    return StableDiffusionSpace(AutoencoderKL(**base.vae), "random")
-
-
-@torch.no_grad()
-def _fill_zeros(network: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        if parameter.dim() > 1 and not parameter.any():
-            fan_in = parameter[0].numel()
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1 / fan_in**0.5)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
