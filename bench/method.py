@@ -12,11 +12,15 @@ from lightning import LightningModule
 from torch import Tensor
 
 from bench.batch import FaceBatch
+from bench.errors import BenchError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from torch.utils.data import IterableDataset
 
     from bench.data.training import TrainingPairs
+    from bench.personal_state import PersonalState
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class RestorationMethod(LightningModule):
             content `conditions` names).
         optimizer_steps_per_batch: How often an optimiser steps per training batch. Lightning's
             `max_steps` counts these, ours counts batches.
+        any_size: Whether `restore` takes pictures of any size of at least `native_size`, in tiles.
+        weights_sha256: Hash of the weights file that was loaded; None before, or where there is none.
+        persons: What was learnt of the person on each picture, by image id; or why nothing could be.
     """
 
     spec: ClassVar[MethodSpec]
@@ -64,11 +71,14 @@ class RestorationMethod(LightningModule):
     optimizer_steps_per_batch: int = 1
     native_size: int | None = None
     size: str | None = None
+    any_size: bool = False
+    weights_sha256: str | None = None
 
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.settings = dict(settings or {})
         self.save_hyperparameters({"settings": self.settings})
+        self.persons: Mapping[str, PersonalState | BenchError] = {}
 
     @property
     def label(self) -> str:
@@ -106,6 +116,65 @@ class RestorationMethod(LightningModule):
     def conditions(self) -> dict[str, str]:
         """Whatever else decides the pictures: hashes of frozen networks that are not in the weights file."""
         return {}
+
+    # Methods that are tuned for each identity ---------------------------------------------------
+
+    @property
+    def personalises(self) -> bool:
+        """Whether these settings learn something of each person before they restore."""
+        return False
+
+    def personal_base(self) -> dict[str, Any]:
+        """All that a personal state can only be used with, beside the weights file; JSON values only."""
+        return {}
+
+    def personal_settings(self) -> dict[str, Any]:
+        """All else that decides what is learnt of given references; JSON values only."""
+        return {}
+
+    def personal_iterations(self) -> int:
+        """How many iterations a person takes, for progress."""
+        return 0
+
+    def personalise(
+        self,
+        references: Tensor,
+        seed: int,
+        unfinished: dict[str, Tensor] | None = None,
+        keep: Callable[[dict[str, Tensor]], None] | None = None,
+        advance: Callable[[int], None] | None = None,
+    ) -> dict[str, Tensor]:
+        """Learns a person; the method itself stays as it is.
+
+        Args:
+            references: (R, 3, H, W) RGB in [0, 1], on the CPU.
+            seed: Every draw comes from it, so that the same call gives the same tensors.
+            unfinished: What `keep` was last given, to go on from there: the result is the same.
+            keep: Takes everything that going on from here needs, now and then.
+            advance: Told how many iterations are done since the last time.
+
+        Returns:
+            What `restore` reads of the person, on the CPU.
+        """
+        raise NotImplementedError
+
+    def personal_state(self, image_id: str) -> PersonalState:
+        """What was learnt of the person on a picture.
+
+        Raises:
+            UsageError: Nothing was; the message says why.
+        """
+        state = self.persons.get(image_id)
+        if state is None:
+            raise UsageError(
+                f"Nobody was learnt for {image_id}, and {self.label} restores no one it does not know. Learn the "
+                f"person with: bench personalise method={self.spec.name} --reference FILE ... -o FILE"
+            )
+        if isinstance(state, BenchError):
+            raise state
+        return state
+
+    # Restoration --------------------------------------------------------------------------------
 
     def restore(self, batch: FaceBatch) -> Tensor:
         """Restores a batch.

@@ -14,13 +14,15 @@ EXAMPLES = """examples:
   bench perf metrics=offline images=1000 size=512
   bench perf method=restorerid against=pipeline
   bench perf method=restorerid against=pipeline size=paper batch_size=4 images=1000 --json
+  bench perf method=pfstorer against=plain
 
 Pictures are random and nothing is scored; absent weights are replaced by random ones, and the output
 says so. Without size=... it measures demo, and paper where there is a GPU. Degradations are timed beside
 the functions of BasicSR and OpenCV that do the same, where BasicSR is installed; metrics beside the loop of
 pyiqa's documentation (loop=100 pictures of it). against=pipeline times a diffusion method beside the loop of
 diffusers' documentation with the same model, and its fast preset; images=N is the length of the row of pictures
-whose last ones must take no longer than its first (1000 on a GPU, 20 on a CPU; 0 leaves it out)."""
+whose last ones must take no longer than its first (1000 on a GPU, 20 on a CPU; 0 leaves it out). against=plain times
+how a method that is tuned for each person learns one, beside the same learning without any saving."""
 
 DEFAULT_SECONDS = 20.0
 DEGRADATION_OPTIONS = {"size": 512, "images": 16, "threads": 1}
@@ -29,7 +31,7 @@ DEGRADATION_OPTIONS = {"size": 512, "images": 16, "threads": 1}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.usage = (
-        "bench perf method=NAME|degradation=NAME|metrics=offline [size=NAME|PIXELS] [against=pipeline] "
+        "bench perf method=NAME|degradation=NAME|metrics=offline [size=NAME|PIXELS] [against=pipeline|plain] "
         "[key=value ...] [--seconds S] [--json]"
     )
     parser.add_argument("--seconds", type=float, help="time for each of the two timings of a method (default: 20)")
@@ -48,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         return run_words(arguments.overrides, arguments.json)
     arguments.seconds = DEFAULT_SECONDS if arguments.seconds is None else arguments.seconds
     if "against" in kinds:
-        return _run_against_pipeline(arguments)
+        return _run_against(arguments)
     return _run_method(arguments)
 
 
@@ -102,7 +104,7 @@ def _run_method(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run_against_pipeline(arguments: argparse.Namespace) -> int:
+def _run_against(arguments: argparse.Namespace) -> int:
     import json
     import os
 
@@ -110,8 +112,10 @@ def _run_against_pipeline(arguments: argparse.Namespace) -> int:
     from bench.errors import unknown_name
 
     own = {word.partition("=")[0]: word.partition("=")[2] for word in arguments.overrides}
-    if own["against"] != "pipeline":
-        raise unknown_name("value of against", own["against"], ["pipeline"])
+    if own["against"] not in ("pipeline", "plain"):
+        raise unknown_name("value of against", own["against"], ["pipeline", "plain"])
+    if own["against"] == "plain":
+        return _run_against_plain(arguments)
     images = None if own.get("images") is None else _whole_number("images", own["images"])
     words = [word for word in arguments.overrides if word.partition("=")[0] not in ("against", "images")]
     config = compose("run", words)
@@ -154,6 +158,50 @@ def _run_against_pipeline(arguments: argparse.Namespace) -> int:
         print(f"diffusers is this loop:\n\n{one['pattern']}\n")
         for line in _sentences(one):
             print(line)
+    return 0
+
+
+def _run_against_plain(arguments: argparse.Namespace) -> int:
+    import json
+    import os
+
+    from bench.config import compose
+
+    words = [word for word in arguments.overrides if word.partition("=")[0] != "against"]
+    config = compose("run", words)
+    os.environ.setdefault("OMP_NUM_THREADS", str(config["trainer"]["threads"]))
+    from bench.report.terminal import number, print_table
+    from bench.runs.personalisation_benchmark import measure_personalisation
+    from bench.runs.quiet import quiet_lightning
+
+    quiet_lightning()
+    result = measure_personalisation(config)
+    result["command"] = " ".join(["bench perf", *arguments.overrides])
+    if arguments.json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return 0
+    print(result["command"])
+    place = result["device"] if result["device"] != "cpu" else result["hardware"]["processor"]
+    columns = ["iterations", "s/person", "ours s/iteration", "plain s/iteration", "× faster", "state", "peak memory"]
+    for one in result["sizes"]:
+        row = [
+            str(one["iterations"]),
+            number(one["seconds_per_person"]),
+            number(one["ours"]),
+            number(one["plain"]),
+            f"{one['ratio']:.2f}",
+            f"{one['state_bytes'] / 1e6:.2f} MB",
+            f"{one['peak_memory_mb']:.0f} MB",
+        ]
+        label = f"{result['method']}@{one['size']}" if one["size"] else result["method"]
+        title = f"{label}, {one['side']} px; {place}, {_threads(result)}, precision {result['precision']}"
+        print_table(columns, [row], f"{title}, torch {result['versions']['torch']}")
+        print(f"plain is this, written down as the paper tells it:\n\n{one['pattern']}\n")
+        for what, found in (("people", one["by_people"]), ("references", one["by_references"])):
+            grown = ", ".join(f"{count}: {seconds:.2f} s" for count, seconds in found.items())
+            print(f"by number of {what} ({one['short']['iterations']} iterations each): {grown}")
+        for note in one["notes"]:
+            print(f"{one['size'] or 'note'}: {note}")
     return 0
 
 

@@ -135,7 +135,7 @@ def build_method(config: dict[str, Any]) -> tuple[RestorationMethod, str, Path |
             method.load_weights_state(state)
         except RuntimeError as error:
             raise UsageError(f"The weights {path} do not fit {method.label}: {str(error).splitlines()[0]}") from error
-        identity["weights_sha256"] = sha256_file(path)
+        identity["weights_sha256"] = method.weights_sha256 = sha256_file(path)
     identity |= {"precision": config["trainer"]["precision"], "conditions": method.conditions()}
     method.eval().requires_grad_(False)
     return method, sha256_bytes(json.dumps(identity, sort_keys=True).encode("utf-8"))[:12], path

@@ -18,6 +18,7 @@ from bench.image import UnreadableImageError, read_image, write_png
 from bench.progress import Progress
 from bench.protocol.protocol import ProtocolImage
 from bench.runs.journal import Journal
+from bench.runs.personalise import Personaliser
 from bench.runs.pictures import restored_path
 from bench.runs.plan import RunPlan
 
@@ -114,7 +115,10 @@ def restore(plan: RunPlan, trainer: Trainer, images: Sequence[ProtocolImage]) ->
         collate_fn=Collate(note_failure),
         num_workers=int(plan.config["trainer"]["num_workers"]),
     )
-    trainer.callbacks.append(PictureWriter(plan.run_dir, journal, images, len(sampler)))  # type: ignore[attr-defined]
+    callbacks: list[Callback] = [PictureWriter(plan.run_dir, journal, images, len(sampler))]
+    if plan.method.personalises:
+        callbacks.append(Personaliser(plan))
+    trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     trainer.predict(plan.method, loader, return_predictions=False, weights_only=True)
 
 

@@ -1,0 +1,220 @@
+"""The stage before restoration for methods that are tuned for each identity: everyone is learnt once, and kept."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from bench.errors import BenchError, UsageError
+from bench.faces.same_person import odd_references
+from bench.method import RestorationMethod
+from bench.personal_state import (
+    PersonalSource,
+    PersonalState,
+    read_state,
+    state_path,
+    unfinished_path,
+    write_state,
+)
+from bench.progress import Progress
+from bench.protocol.pictures import ProtocolPictures
+from bench.protocol.protocol import ProtocolImage, ProtocolMismatchError, ProtocolPhoto
+from bench.runs.journal import Journal, read_journals
+from bench.runs.plan import RunPlan
+from bench.weights.method_weights import read_weights, write_tensors
+
+
+@dataclass
+class Person:
+    """One set of references, and the pictures that are restored with it.
+
+    Attributes:
+        identity: Whose they are.
+        references: The photographs.
+        image_ids: The pictures.
+    """
+
+    identity: str
+    references: Sequence[ProtocolPhoto]
+    image_ids: list[str]
+
+
+def people(images: Sequence[ProtocolImage]) -> list[Person]:
+    """The persons of some pictures, in the order they first appear; other references are another person."""
+    found: dict[tuple[Any, ...], Person] = {}
+    for image in images:
+        photos = tuple((photo.path, photo.matrix.tobytes(), repr(photo.marks)) for photo in image.references)
+        person = found.setdefault((image.identity, photos), Person(image.identity, image.references, []))
+        person.image_ids.append(image.image_id)
+    return list(found.values())
+
+
+class Personaliser(Callback):
+    """Learns the persons of a protocol before its pictures are restored, shared between the processes.
+
+    A person whose state is kept already is not learnt again. What was begun and stopped goes on where it stopped. A
+    person who cannot be learnt stops no other: their pictures fail, and say why.
+
+    Args:
+        plan: The run.
+    """
+
+    def __init__(self, plan: RunPlan) -> None:
+        self.plan = plan
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Learns this process's share, waits for the others, and reads everyone's state."""
+        plan, method = self.plan, self.plan.method
+        method.to(trainer.strategy.root_device)
+        rank, world_size = trainer.global_rank, trainer.world_size
+        persons = people(plan.protocol.images)
+        precision = str(plan.config["trainer"]["precision"])
+        sources: dict[int, PersonalSource | BenchError] = {
+            number: _source(plan.pictures, person, int(plan.config["seed"])) for number, person in enumerate(persons)
+        }
+        keys = {
+            number: source.key(method, precision)
+            for number, source in sources.items()
+            if isinstance(source, PersonalSource)
+        }
+        todo = [number for number, key in keys.items() if not _kept(state_path(method, key))]
+        # No process may find what another has just learnt, or they would not split the same list.
+        trainer.strategy.barrier("persons listed")
+        journal = Journal(plan.run_dir / "journal" / "personalise", rank)
+        mine = todo[rank::world_size]
+        progress = Progress("learning persons: iterations", len(mine) * method.personal_iterations())
+        for place, number in enumerate(mine, 1):
+            source = sources[number]
+            assert isinstance(source, PersonalSource)
+            started, reason = time.perf_counter(), None
+            _warn(person=persons[number], source=source)
+
+            def advance(count: int, note: str = f"person {place}/{len(mine)}") -> None:
+                # More than one at once are those of an earlier call, which tell nothing of the time that is left.
+                progress.first += count if count > 1 else 0
+                progress.advance(count, note)
+
+            try:
+                with trainer.precision_plugin.forward_context():
+                    learn(method, source, keys[number], advance)
+            except (BenchError, RuntimeError, torch.OutOfMemoryError) as error:
+                reason = f"{type(error).__name__}: {error}" if not isinstance(error, BenchError) else str(error)
+            journal.append({"key": keys[number], "seconds": time.perf_counter() - started, "reason": reason})
+        trainer.strategy.barrier("personalised")
+        reasons = {
+            entry["key"]: entry["reason"]
+            for entry in read_journals(plan.run_dir / "journal" / "personalise")
+            if entry["reason"]
+        }
+        method.persons = {
+            image_id: state
+            for number, person in enumerate(persons)
+            for state in [_state_of(method, sources[number], keys.get(number, ""), person, reasons)]
+            for image_id in person.image_ids
+        }
+        if rank == 0:
+            _say_what_failed(persons, method.persons)
+
+
+def _source(pictures: ProtocolPictures, person: Person, seed: int) -> PersonalSource | BenchError:
+    """The person's references; or why they cannot be read."""
+    if not person.references:
+        return UsageError(f"{person.identity} has no reference to be learnt from.")
+    try:
+        crops = [torch.tensor(pictures.crop(photo)).permute(2, 0, 1).float().div(255) for photo in person.references]
+    except ProtocolMismatchError:
+        raise
+    except BenchError as error:
+        return error
+    return PersonalSource(torch.stack(crops), seed)
+
+
+def _kept(path: Path) -> bool:
+    """Whether a whole state is there."""
+    try:
+        read_state(path)
+    except UsageError:
+        return False
+    return True
+
+
+def _state_of(
+    method: RestorationMethod,
+    source: PersonalSource | BenchError,
+    key: str,
+    person: Person,
+    reasons: Mapping[str, str],
+) -> PersonalState | BenchError:
+    if isinstance(source, BenchError):
+        return UsageError(f"{person.identity} could not be learnt: {source}")
+    try:
+        return read_state(state_path(method, key))
+    except UsageError as error:
+        return UsageError(f"{person.identity} could not be learnt: {reasons.get(key, error)}")
+
+
+def _warn(person: Person, source: PersonalSource) -> None:
+    """Says which references seem to show somebody else."""
+    for sentence in odd_references(source.references, [photo.path for photo in person.references]):
+        print(f"bench: warning: {person.identity}: {sentence}", file=sys.stderr)  # noqa: T201
+
+
+def _say_what_failed(persons: Sequence[Person], states: Mapping[str, PersonalState | BenchError]) -> None:
+    for person in persons:
+        state = states[person.image_ids[0]]
+        if isinstance(state, BenchError):
+            print(f"bench: {state} {len(person.image_ids)} pictures fail.", file=sys.stderr)  # noqa: T201
+
+
+def learn(
+    method: RestorationMethod,
+    source: PersonalSource,
+    key: str,
+    advance: Callable[[int], None] | None = None,
+) -> PersonalState:
+    """Learns a person, or goes on where an earlier call was stopped, and keeps the state.
+
+    Args:
+        method: The method, where it runs.
+        source: The references.
+        key: Of the state, see `PersonalSource.key`.
+        advance: Told how many iterations are done since the last time.
+
+    Raises:
+        BenchError: Nothing can be learnt from these references, or with these settings.
+    """
+    path = state_path(method, key)
+    unfinished = unfinished_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Two runs that want the same person: the second waits, and finds the state.
+    with FileLock(str(path.with_suffix(".lock"))):
+        if _kept(path):
+            return read_state(path)
+        before: dict[str, Tensor] | None = None
+        if unfinished.is_file():
+            try:
+                before, metadata = read_weights(unfinished)
+                before = before if metadata.get("key") == key else None
+            except UsageError:
+                before = None
+
+        def keep(tensors: dict[str, Tensor]) -> None:
+            found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            write_tensors(unfinished, found, {"key": key})
+
+        tensors = method.personalise(source.references, source.own_seed, before, keep, advance)
+        if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]:
+            raise UsageError(f"What was learnt holds NaN or infinite values ({', '.join(broken[:3])}).")
+        state = source.state(method, key, tensors)
+        write_state(path, state)
+        unfinished.unlink(missing_ok=True)
+    return state
