@@ -223,7 +223,7 @@ def shipped_jobs(board: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     left_out: dict[str, str] = {}
     for one in sorted({entry["method"] for entry in entries}):
         match = re.fullmatch(r"([\w-]+)((?:\+[\w.-]+)*)(?:@(\w+))?", one)
-        variant = variant_words(match[2]) if match else None
+        variant = variant_words(match[2], match[1]) if match else None
         if all("accepted" in entry for entry in entries if entry["method"] == one):
             left_out[one] = "results of others, which nothing here makes"
         elif match is None or match[1] not in method_targets():

@@ -309,7 +309,8 @@ def _ablation(settings: PaperRow, protocol: str) -> tuple[str | None, dict[str, 
     if len(own) != 1:
         return None, {}
     ((name, one),) = own.items()
-    source = f"claims.json of {settings.name}, mean of {len(one['seeds'])} trainings of {name}"
+    kind = (results or {}).get("seeds_of", "training")
+    source = f"claims.json of {settings.name}, mean of {len(one['seeds'])} {kind}s of {name}"
     return source, _summary_values({"method": one["label"], "metrics": one["metrics"]})
 
 
@@ -322,7 +323,7 @@ def _committed_id(protocol: str) -> str | None:
 
 def _label(settings: PaperRow) -> str | None:
     """Label that a board's row of these settings has, without size; None where settings alone do not tell."""
-    suffix = variant_suffix([word for word in settings.words if not word.startswith("method=")])
+    suffix = variant_suffix([word for word in settings.words if not word.startswith("method=")], settings.name or "")
     return None if suffix is None else f"{settings.name}{suffix}"
 
 

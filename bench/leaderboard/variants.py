@@ -13,17 +13,25 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "+no-identity": ("method.use_identity=false",),
     "+no-fir": ("method.use_fir=false",),
 }
+# What one method alone means by a suffix.
+OF_METHOD: dict[str, dict[str, tuple[str, ...]]] = {
+    "pfstorer": {
+        "+base": ("method.personalisation.tunes=nothing",),
+        "+dreambooth": ("method.personalisation.tunes=unet", "method.personalisation.generative=0"),
+        "+vico": ("method.personalisation.gamma=false",),
+    }
+}
 # Suffixes with a number in them come after the others.
-NUMBERS = {"+scale": "method.id_scale"}
+NUMBERS = {"+scale": "method.id_scale", "+gen": "method.personalisation.generative"}
 
 
-def variant_suffix(words: Sequence[str]) -> str | None:
-    """What words of `bench run` add to a label; None where the words alone do not tell."""
+def variant_suffix(words: Sequence[str], method: str = "") -> str | None:
+    """What words of `bench run` add to a method's label; None where the words alone do not tell."""
     left = list(words)
     if len(set(left)) < len(left):
         return None
     found = ""
-    for suffix, own in VARIANTS.items():
+    for suffix, own in _known(method).items():
         if set(own) <= set(left):
             found += suffix
             left = [word for word in left if word not in own]
@@ -35,15 +43,19 @@ def variant_suffix(words: Sequence[str]) -> str | None:
     return None if left else found
 
 
-def variant_words(suffix: str) -> list[str] | None:
-    """The words behind a label's suffix, such as "+blind"; None where they cannot be told from it."""
+def variant_words(suffix: str, method: str = "") -> list[str] | None:
+    """The words behind the suffix of a method's label, such as "+blind"; None where they cannot be told from it."""
     words: list[str] = []
     for part in suffix.split("+")[1:]:
-        known = VARIANTS.get(f"+{part}") or _numbered(f"+{part}")
+        known = _known(method).get(f"+{part}") or _numbered(f"+{part}")
         if known is None:
             return None
         words += known
     return words if len(set(words)) == len(words) else None
+
+
+def _known(method: str) -> dict[str, tuple[str, ...]]:
+    return VARIANTS | OF_METHOD.get(method, {})
 
 
 def _numbered(part: str) -> tuple[str, ...] | None:

@@ -70,20 +70,32 @@ class PersonalisationBlock(nn.Module):
         form: `cross_attentions` attends to the text and then to the reference; `text_and_transformer` has ViCo's whole
             transformer block in the place of the second; `vico` is that block alone.
         use_gamma: Whether gamma is there; False takes P as it is (Base + ViCo of Table 2).
+        feed_forward: Width of a transformer block's feed-forward, in widths of the tokens.
 
     Raises:
         UsageError: There is no such form.
     """
 
     def __init__(
-        self, channels: int, heads: int, text_width: int, form: Form = "cross_attentions", use_gamma: bool = True
+        self,
+        channels: int,
+        heads: int,
+        text_width: int,
+        form: Form = "cross_attentions",
+        use_gamma: bool = True,
+        feed_forward: int = 4,
     ) -> None:
         super().__init__()
         if form not in get_args(Form):
             raise unknown_name("form of the personalisation block", form, get_args(Form))
         self.text: TextAttention | None = None if form == "vico" else TextAttention(channels, heads, text_width)
-        kind = ReferenceAttention if form == "cross_attentions" else _transformer_block
-        self.image = kind(channels, heads)
+        self.image: nn.Module
+        if form == "cross_attentions":
+            self.image = ReferenceAttention(channels, heads)
+        else:  # ViCo's block: self-attention, attention to the reference, feed-forward
+            self.image = BasicTransformerBlock(
+                channels, heads, channels // heads, cross_attention_dim=channels, ff_inner_dim=feed_forward * channels
+            )
         self.gamma = nn.Parameter(torch.zeros(channels)) if use_gamma else None
 
     def forward(
@@ -110,11 +122,6 @@ class PersonalisationBlock(nn.Module):
         return tokens + self.gamma * (changed - tokens)
 
 
-def _transformer_block(channels: int, heads: int) -> nn.Module:
-    """ViCo's block: self-attention, attention to the reference, feed-forward."""
-    return BasicTransformerBlock(channels, heads, channels // heads, cross_attention_dim=channels)
-
-
 class ReferenceAttention(nn.Module):
     """Cross-attention of tokens to a reference's.
 
@@ -126,7 +133,7 @@ class ReferenceAttention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.attention = Attention(channels, channels, heads, channels // heads)
+        self.attention = Attention(channels, channels, heads, dim_head=channels // heads)
 
     def forward(
         self, tokens: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor | None = None
@@ -175,6 +182,11 @@ class TextAttention(nn.Module):
         weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
         attended = self.to_out((weights @ value).transpose(1, 2).flatten(2))
         return tokens + attended, text_maps(weights.mean(1), text)
+
+
+def text_maps_of(attention: TextAttention, tokens: Tensor, text: LearntText) -> TextMaps:
+    """Where tokens (B, L, channels) attend to the two words."""
+    return attention(tokens, text)[1]  # type: ignore[no-any-return]
 
 
 def text_maps(attention: Tensor, text: LearntText) -> TextMaps:

@@ -14,9 +14,10 @@ from torch import Tensor
 import methods
 from bench.batch import FaceBatch
 from bench.config import compose, method_settings
-from bench.errors import MissingError
+from bench.errors import MissingError, UsageError
 from bench.image import read_image
 from bench.method import MethodSpec, RestorationMethod
+from bench.personal_state import PersonalSource
 from bench.registry import load_method, method_targets
 from bench.runs.plan import build_method, choose_size
 
@@ -25,7 +26,10 @@ METHODS = sorted(method_targets())
 # most of the colour away; the others hand it on.
 RED_ABOVE_BLUE = {"refine": 0.0}
 # The promises depend neither on the number of steps of a diffusion, which its time does, nor on a calibration.
-FEW_STEPS = {"restorerid": ["method.sampling.steps=3", "method.alpha=40", "method.beta=10"]}
+FEW_STEPS = {
+    "restorerid": ["method.sampling.steps=3", "method.alpha=40", "method.beta=10"],
+    "pfstorer": ["method.personalisation.iterations=2", "method.personalisation.samples=4"],
+}
 
 
 def built(name: str) -> RestorationMethod:
@@ -35,8 +39,18 @@ def built(name: str) -> RestorationMethod:
 
 
 @pytest.fixture(scope="module", params=METHODS)
-def method(request: pytest.FixtureRequest) -> RestorationMethod:
-    return built(request.param)
+def method(request: pytest.FixtureRequest, batch: FaceBatch) -> RestorationMethod:
+    """The method, with everyone on the pictures of the batch learnt where it learns anyone."""
+    method = built(request.param)
+    if method.personalises:
+        method.persons = {
+            image_id: source.state(
+                method, source.key(method, "32-true"), method.personalise(references, source.own_seed)
+            )
+            for image_id, references in zip(batch.image_ids, batch.references, strict=True)
+            for source in [PersonalSource(references, 0)]
+        }
+    return method
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +150,23 @@ def test_weights_round_trip(method: RestorationMethod, batch: FaceBatch) -> None
     for value in other.parameters():
         value.zero_()
     other.load_weights_state(state)
+    other.persons = method.persons
     assert torch.equal(pictures_of(other, batch.row(0)), pictures_of(method, batch.row(0)))
+
+
+def test_what_is_learnt_per_person_is_declared_and_decides_the_pictures(
+    method: RestorationMethod, batch: FaceBatch
+) -> None:
+    assert method.personalises == (method.spec.tuning == "per_identity")
+    if not method.personalises:
+        pytest.skip("learns nobody")
+    one = batch.row(0)
+    known = pictures_of(method, one)
+    swapped, learnt = built(method.spec.name), method.persons
+    swapped.persons = {one.image_ids[0]: learnt[batch.image_ids[1]]}
+    assert not torch.equal(pictures_of(swapped, one), known)
+    with pytest.raises(UsageError, match="bench personalise"):
+        pictures_of(swapped, batch.row(2))
 
 
 def sizes(name: str) -> dict[str, Any]:

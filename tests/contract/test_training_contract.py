@@ -27,6 +27,12 @@ SMALL = {
         "method.network.style_dim=32",
         "method.discriminator.narrow=0.0625",
     ],
+    "pfstorer": [
+        "method.network.lq_encoder.channels=8",
+        "method.network.lq_encoder.map_channels=8",
+        "method.network.sft.hidden=8",
+        "method.training.cached_samples=8",
+    ],
     "restorerid": [
         "method.network.lq_encoder.channels=8",
         "method.network.lq_encoder.map_channels=8",
@@ -50,6 +56,7 @@ SWITCHES = {
         "method.last_phase.from=8",
         "method.training.landmarks_alone_from=9",
     ],
+    "pfstorer": [],
     "restorerid": [],
 }
 # The cheapest method stands for all where the engine is tested.
@@ -154,7 +161,7 @@ def test_two_processes_train_together(method: str, tmp_path: Path, orl_root: Pat
     assert len(printed) == 1, "the first process alone says how it ended"
     two = json.loads(printed[0])
     assert (two["world_size"], two["batches"]) == (2, batches)
-    assert done.stderr.count("encoding training samples 0/") == (method == "restorerid"), (
+    assert done.stderr.count("encoding training samples 0/") == ("method.training.cached_samples=8" in SMALL[method]), (
         "one process makes the samples"
     )
     weights, metadata = read_weights(Path(two["weights"]))
