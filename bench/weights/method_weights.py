@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,11 +82,21 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str
 
     Tensors that are mapped from another file go from file to file, without a copy in memory. The same tensors and
     metadata give the same bytes.
+
+    Raises:
+        OSError: The operating system refuses, such as for want of space; safetensors hides that in an error of its own.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
-        save_file(dict(state), str(temporary), metadata={key: _text(value) for key, value in metadata.items()})
+        try:
+            save_file(dict(state), str(temporary), metadata={key: _text(value) for key, value in metadata.items()})
+        except SafetensorError as error:
+            if (found := re.search(r"os error (\d+)", str(error))) is None:
+                raise
+            code = int(found[1])
+            raise OSError(code, os.strerror(code), str(path)) from error
         _sort_metadata(temporary)
 
 

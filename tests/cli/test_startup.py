@@ -29,7 +29,9 @@ def _imported(words: list[str]) -> tuple[int, set[str]]:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], [], ["run", "--help"], ["train", "--help"], ["ls", "--help"]], ids=" ".join
+    "words",
+    [["--help"], ["--version"], [], *([verb, "--help"] for verb in ("run", "train", "ls", "personalise", "restore"))],
+    ids=" ".join,
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code, names = _imported(words)

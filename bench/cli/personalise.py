@@ -1,0 +1,55 @@
+"""Learn a person from reference pictures, once, for a method that is tuned for each person."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+EXAMPLES = """examples:
+  bench personalise method=pfstorer --reference anna/*.png -o anna.safetensors
+  bench restore old.png --method pfstorer --personal anna.safetensors -o new.png
+
+References are aligned square pictures of one face, 3 to 5 of them. What was learnt is kept under
+$BENCH_HOME/personal too: the same call again learns nothing, and one that was stopped goes on where it stopped."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.usage = (
+        "bench personalise method=NAME --reference FILE [FILE ...] -o FILE [--seed N] [key=value ...] [--json]"
+    )
+    parser.add_argument(
+        "--reference", nargs="+", action="extend", required=True, metavar="FILE", help="pictures of the person"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="where to write it, FILE.safetensors"
+    )
+    parser.add_argument("--seed", type=int, help="seed of the learning (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(takes_overrides=True)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Learns; returns the exit code."""
+    import json
+    import os
+
+    from bench.cli.own_words import own_config, separated
+
+    references, words = separated(arguments.reference)
+    config = own_config(arguments, words, "personalise")
+    os.environ.setdefault("OMP_NUM_THREADS", str(config["trainer"]["threads"]))
+    from bench.runs.own_person import personalise
+    from bench.runs.quiet import quiet_lightning
+
+    quiet_lightning()
+    result = personalise(config, references, arguments.output.expanduser())
+    if arguments.json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return 0
+    if result["known"]:
+        print(f"{result['method']} knows this person already; nothing was learnt ({result['seconds']:.1f} s)")
+    else:
+        print(f"{result['method']} learnt the person in {result['seconds']:.1f} s ({result['iterations']} iterations)")
+    print(f"key   {result['key']}\nbase  {result['base']}\nfile  {result['file']} ({result['bytes'] / 1e6:.1f} MB)")
+    return 0
