@@ -167,12 +167,14 @@ class PersonalTraining:
         rows = self._rows(iteration)
         noised = self._noised(rows, generator)
         shown = self.samples.draw_references(rows, generator)
-        generative = float(self.options["generative"])
-        predicted, person = self._predict(rows, noised, shown, with_null=generative > 0)
-        target = noised.target
-        loss = self._distance(predicted[: len(rows)], target)
-        if generative:
-            loss = loss + generative * self._distance(predicted[len(rows) :], target)
+        predicted, person = self._predict(rows, noised, shown, with_null=self.options["generative"] > 0)
+        return self._sum(predicted, noised.target, person)
+
+    def _sum(self, predicted: Tensor, target: Tensor, person: Personalised | None) -> Tensor:
+        """The terms of Eq. 5, weighted; predictions with the LQ come first, then those with the null LQ, if any."""
+        loss = self._distance(predicted[: len(target)], target)
+        if len(predicted) > len(target):
+            loss = loss + float(self.options["generative"]) * self._distance(predicted[len(target) :], target)
         weight = float(self.options["attention"])
         if person is not None and person.maps and weight:
             loss = loss + weight * torch.stack([attention_regulariser(maps) for maps in person.maps.values()]).sum()

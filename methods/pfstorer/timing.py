@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bench.personal_state import PersonalSource, PersonalState
-from methods.blocks.diffusion_objective import add_noise
+from methods.blocks.diffusion_objective import NoisyLatents, add_noise
 from methods.blocks.timing_substitutes import fill_zeros, substitute_absent
 from methods.pfstorer.network import Personalised
-from methods.pfstorer.personal_samples import draw_samples
+from methods.pfstorer.personal_samples import PersonalSamples, draw_samples
 from methods.pfstorer.personal_training import PersonalTraining
 from methods.pfstorer.personalisation_block import attention_regulariser
 
@@ -93,26 +93,27 @@ class PlainPersonalTraining:
         # Blocks, text and optimiser are those of the learning itself.
         self.own: PersonalTraining = method.personal_training(references, seed)
 
-    def step(self) -> Tensor:
-        """One iteration; returns the loss."""
-        method, own, options = self.method, self.own, self.own.options
-        iteration, count = own.iteration, int(options["batch_size"])
-        generator = torch.Generator().manual_seed(self.seed + iteration)
+    def draw(self) -> tuple[PersonalSamples, Tensor, NoisyLatents, Tensor]:
+        """What an iteration is made of: fresh samples, which reference each reads, noise, and the null LQ."""
+        method, options = self.method, self.own.options
+        iteration, count = self.own.iteration, int(options["batch_size"])
+        generator = torch.Generator().manual_seed((self.seed + iteration) % 2**63)
         with torch.no_grad():
             samples = draw_samples(
                 self.references, count, self.seed + iteration, method.degradation, method.space, bool(options["flip"])
             )
-            shown = samples.draw_references(torch.arange(count), generator)
-            null = method.null_lq(samples.lq_latent)
-        sampler = method.sampler
-        noised = add_noise(
-            samples.latent, sampler.alphas_cumprod, sampler.settings.prediction, generator, options["least_timestep"]
-        )
-        text = method.text(count, "").to(samples.latent)
+        shown = samples.draw_references(torch.arange(count), generator)
+        sampler, least = method.sampler, int(options["least_timestep"])
+        noised = add_noise(samples.latent, sampler.alphas_cumprod, sampler.settings.prediction, generator, least)
+        return samples, shown, noised, method.null_lq(samples.lq_latent)
+
+    def loss(self, samples: PersonalSamples, shown: Tensor, noised: NoisyLatents, null: Tensor) -> Tensor:
+        """L of Eq. 5, one term after the other; arguments from `draw`."""
+        method, own, options = self.method, self.own, self.own.options
+        text = method.text(len(samples), "").to(samples.latent)
         tokens = method.reference_tokens(own.network, samples.references[shown], noised.timestep)
-        loss = torch.zeros((), device=samples.latent.device)
+        loss, person = torch.zeros((), device=samples.latent.device), None
         for lq, weight in ((samples.lq_latent, 1.0), (null, float(options["generative"]))):
-            person = None
             if own.parts is not None:
                 learnt = own.text() if own.text is not None else None
                 person = Personalised(own.parts.by_site(), tokens, learnt, bool(options["mask"]))
@@ -121,8 +122,14 @@ class PlainPersonalTraining:
             loss = loss + weight * torch.nn.functional.mse_loss(predicted.float(), noised.target.float())
         if person is not None and person.maps:
             loss = loss + options["attention"] * sum(attention_regulariser(maps) for maps in person.maps.values())
-        own.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        own.optimiser.step()
-        own.iteration += 1
+        return loss
+
+    def step(self) -> Tensor:
+        """One iteration; returns the loss."""
+        with torch.inference_mode(False), torch.enable_grad():
+            loss = self.loss(*self.draw())
+            self.own.optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.own.optimiser.step()
+        self.own.iteration += 1
         return loss.detach()

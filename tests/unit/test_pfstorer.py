@@ -19,6 +19,7 @@ from bench.leaderboard.variants import variant_suffix, variant_words
 from bench.personal_state import PersonalSource, base_id, read_state, write_state
 from bench.runs.plan import build_method
 from methods.blocks.frozen_encoder import FrozenEncoder
+from methods.blocks.tiling import Tiling
 from methods.pfstorer.module import PFStorer
 from methods.pfstorer.network import Personalised
 
@@ -332,6 +333,22 @@ def test_any_size_is_restored_at_its_own(
     assert result.shape[-2:] == (height, width)
     assert torch.isfinite(result).all()
     assert (result - picture).abs().mean() < 0.2
+
+
+def test_no_border_of_a_tile_shows(method: PFStorer, references: Tensor, state: dict[str, Tensor]) -> None:
+    """Steps between pixels at the tiles' borders are those of the pixels around them."""
+    picture = torch.nn.functional.interpolate(blurred(references[:1]), (96, 512), mode="bicubic").clamp(0, 1)
+    result = restored(method, batch_of(picture, references), state, references)[0].mean(0)
+    steps = result.diff(dim=1).abs().mean(0)
+    tile, factor = SIDE // 8, 8
+    starts = {window.left * factor for window in Tiling(tile, tile // 2).windows(tile, 512 // factor)}
+    borders = sorted((starts | {start + SIDE for start in starts}) - {0, 512})
+    assert len(borders) >= 5
+    ratios = []
+    for border in borders:
+        around = [step for step in range(border - 12, border + 11) if abs(step - (border - 1)) > 3]
+        ratios.append(float(steps[border - 1] / steps[around].mean()))
+    assert sum(ratios) / len(ratios) < 1.15
 
 
 # Settings ---------------------------------------------------------------------------------------
