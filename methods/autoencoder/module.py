@@ -9,16 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.batch import FaceBatch
-from bench.errors import UsageError
 from bench.faces.sface import crop_faces, shared_sface
 from bench.method import MethodSpec, RestorationMethod
 from bench.seeds import derive_seed
-from methods.blocks.learning_rate import learning_rate
+from methods.blocks.counted_training import CountedTraining
 
 FACTOR = 8
 
 
-class Autoencoder(RestorationMethod):
+class Autoencoder(CountedTraining, RestorationMethod):
     """A KL autoencoder of faces (Rombach et al., CVPR 2022, Sec. 3.1), as small as the demo needs it.
 
     As a method it hands the LQ picture through encoder and decoder: the row says what a latent-diffusion
@@ -47,7 +46,6 @@ class Autoencoder(RestorationMethod):
         channels = int(settings["network"]["latent_channels"])
         self.register_buffer("latent_mean", torch.zeros(channels))
         self.register_buffer("latent_deviation", torch.ones(channels))
-        self.batches_done = 0
 
     # Coding ------------------------------------------------------------------------------------
 
@@ -90,7 +88,7 @@ class Autoencoder(RestorationMethod):
         assert batch.gt is not None and batch.landmarks is not None and batch.reference_landmarks is not None
         rng = torch.Generator().manual_seed(derive_seed(batch.seeds[0], "autoencoder step", self.batches_done))
         options, weights = self.settings["training"], self.settings["losses"]
-        self._set_learning_rate()
+        self.set_learning_rate()
         images = torch.cat([batch.gt, batch.references[:, 0], batch.lq])
         points = torch.cat([batch.landmarks, batch.reference_landmarks[:, 0], batch.landmarks])
         images = coloured(images, options["coloured"], rng)
@@ -108,11 +106,7 @@ class Autoencoder(RestorationMethod):
         if whole:
             terms["features"] = feature_distance(restored, images, points)
         total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-        if not torch.isfinite(total):
-            raise UsageError(
-                f"The loss became {total.item()} at batch {self.batches_done}. Lower "
-                "method.optimiser.learning_rate, or train in float32 (trainer.precision=32-true)."
-            )
+        self.require_finite(total)
         self._measure_latents(posterior.mean.detach())
         self.batches_done += 1
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
@@ -126,19 +120,6 @@ class Autoencoder(RestorationMethod):
         mean, deviation = cast(Tensor, self.latent_mean), cast(Tensor, self.latent_deviation)
         mean.lerp_(means.mean((0, 2, 3)), share)
         deviation.lerp_(means.std((0, 2, 3)), share)
-
-    def _set_learning_rate(self) -> None:
-        rate = learning_rate(self.settings["optimiser"], self.batches_done, self.settings["training"]["max_steps"])
-        for group in cast(torch.optim.Optimizer, self.optimizers()).param_groups:
-            group["lr"] = rate
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps how many batches were trained on."""
-        checkpoint["batches_done"] = self.batches_done
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on where the training stopped."""
-        self.batches_done = checkpoint["batches_done"]
 
     def load_weights_state(self, state: dict[str, Tensor]) -> None:
         """Loads a weights file; every tensor must be there, and no other."""

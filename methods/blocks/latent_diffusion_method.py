@@ -18,11 +18,11 @@ from bench.method import RestorationMethod
 from bench.seeds import derive_seed
 from methods.blocks.base_models import BaseModel, base_model
 from methods.blocks.colour_fix import COLOUR_FIXES
+from methods.blocks.counted_training import CountedTraining
 from methods.blocks.diffusion_objective import NoisyLatents, add_noise
 from methods.blocks.inference_network import InferenceNetwork
 from methods.blocks.latent_samples import LatentBatch, LatentSamples
 from methods.blocks.latent_space import LatentSpace, latent_space
-from methods.blocks.learning_rate import learning_rate
 from methods.blocks.sampling import Sampler, sampling_preset
 from methods.blocks.stablesr_network import StableSRNetwork
 from methods.blocks.text_conditioning import text_tokens
@@ -50,7 +50,7 @@ def require_number(key: str, value: Any, least: float, most: float = math.inf, w
         raise UsageError(f"method.{key} must be {number} {limits}, got {value!r}.")
 
 
-class LatentDiffusionMethod(RestorationMethod):
+class LatentDiffusionMethod(CountedTraining, RestorationMethod):
     """A method whose network denoises latents and reads the LQ latent.
 
     Attributes:
@@ -84,7 +84,6 @@ class LatentDiffusionMethod(RestorationMethod):
         self.inference_network = InferenceNetwork(settings, preset)
         last = self.sampler.settings.train_timesteps - 1
         require_number("training.least_timestep", settings["training"]["least_timestep"], 0, last, whole=True)
-        self.batches_done = 0
         self._batch_pictures = 0
         self.averaged: nn.Module | None = None
         self.frozen: dict[str, Any] = {}
@@ -212,16 +211,12 @@ class LatentDiffusionMethod(RestorationMethod):
         """One batch with noise of random timesteps; every draw comes from the seed of its first row."""
         self._batch_pictures = len(batch)
         tensors = batch.tensors if isinstance(batch, LatentBatch) else self.encoded(batch)
-        self._set_learning_rate()
+        self.set_learning_rate()
         rng = torch.Generator().manual_seed(derive_seed(batch.seeds[0], "diffusion step", self.batches_done))
         alphas, least = self.sampler.alphas_cumprod, int(self.settings["training"]["least_timestep"])
         noised = add_noise(tensors["latent"], alphas, self.sampler.settings.prediction, rng, least)
         loss = self.training_loss(tensors, noised, rng)
-        if not torch.isfinite(loss):
-            raise UsageError(
-                f"The loss became {loss.item()} at batch {self.batches_done}. Lower "
-                "method.optimiser.learning_rate, or train in float32 (trainer.precision=32-true)."
-            )
+        self.require_finite(loss)
         self.log("train/total", loss.detach(), prog_bar=True)
         return loss
 
@@ -245,19 +240,6 @@ class LatentDiffusionMethod(RestorationMethod):
             for mean, value in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
                 if value.requires_grad:
                     mean.lerp_(value, 1 - decay)
-
-    def _set_learning_rate(self) -> None:
-        rate = learning_rate(self.settings["optimiser"], self.batches_done, self.settings["training"]["max_steps"])
-        for group in cast(torch.optim.Optimizer, self.optimizers()).param_groups:
-            group["lr"] = rate
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps how many batches were trained on."""
-        checkpoint["batches_done"] = self.batches_done
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on where the training stopped."""
-        self.batches_done = checkpoint["batches_done"]
 
     # Weights -----------------------------------------------------------------------------------
 
