@@ -155,6 +155,9 @@ class RestorationMethod(LightningModule):
 
         Returns:
             What `restore` reads of the person, on the CPU.
+
+        Raises:
+            UnfinishedError: `unfinished` is of another learning.
         """
         raise NotImplementedError
 

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 FORMAT = "1"
 
 
+class UnfinishedError(UsageError):
+    """What a stopped learning left behind is not of this one: it must begin anew."""
+
+
 @dataclass(frozen=True)
 class PersonalState:
     """What was learnt of one person.

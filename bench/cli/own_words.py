@@ -16,8 +16,15 @@ KEYS = ("method", "size", "seed", "trainer")
 
 def separated(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Files, and `key=value` words that stand among them; a file of that name is a file."""
-    settings = [word for word in words if SETTING.match(word) and not Path(word).exists()]
+    settings = [word for word in words if SETTING.match(word) and not _exists(word)]
     return [Path(word).expanduser() for word in words if word not in settings], settings
+
+
+def _exists(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except OSError:  # too long for the name of a file
+        return False
 
 
 def own_config(arguments: argparse.Namespace, words: Sequence[str], verb: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 OF_METHOD: dict[str, dict[str, tuple[str, ...]]] = {
     "pfstorer": {
         "+base": ("method.personalisation.tunes=nothing",),
-        "+dreambooth": ("method.personalisation.tunes=unet", "method.personalisation.generative=0"),
+        "+dreambooth": ("method.personalisation.tunes=unet",),
         "+vico": ("method.personalisation.gamma=false",),
     }
 }

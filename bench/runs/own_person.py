@@ -91,7 +91,7 @@ def learn_person(
         BenchError: Nothing can be learnt from these references, or with these settings or this device.
     """
     if len(pictures) == 1:
-        say("one reference only: that works, but PFStorer's paper, for one, learns a person from 3 to 5.")
+        say("one reference only: that works, but methods that learn a person are made for 3 to 5.")
     method.to(workplace.device)
     source = PersonalSource(pictures, seed)
     key = source.key(method, workplace.precision_name)

@@ -69,7 +69,8 @@ def measure_personalisation(config: dict[str, Any]) -> dict[str, Any]:
     if not hasattr(load_method(name), "plain_personalisation"):
         raise UsageError(f"{name} learns no one before it restores: leave out against=plain.")
     autocast = AUTOCAST.get(str(options["precision"]))
-    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+    # As Lightning's: a cache would hand out the weights of before the last step.
+    with torch.autocast(device.type, autocast, enabled=autocast is not None, cache_enabled=False):
         records = [_measure_size(config, size, device) for size in sizes_to_measure(config, gpu)]
     return {
         "method": name,

@@ -20,6 +20,7 @@ from bench.method import RestorationMethod
 from bench.personal_state import (
     PersonalSource,
     PersonalState,
+    UnfinishedError,
     read_state,
     state_path,
     unfinished_path,
@@ -87,8 +88,8 @@ class Personaliser(Callback):
             if isinstance(source, PersonalSource)
         }
         todo = [number for number, key in keys.items() if not _kept(state_path(method, key))]
-        # No process may find what another has just learnt, or they would not split the same list.
-        trainer.strategy.barrier("persons listed")
+        # One process says who is left: another run may be learning the same people meanwhile.
+        todo = trainer.strategy.broadcast(todo)
         journal = Journal(plan.run_dir / "journal" / "personalise", rank)
         mine = todo[rank::world_size]
         progress = Progress("learning persons: iterations", len(mine) * method.personal_iterations())
@@ -106,7 +107,7 @@ class Personaliser(Callback):
             try:
                 with trainer.precision_plugin.forward_context():
                     learn(method, source, keys[number], advance)
-            except (BenchError, RuntimeError, torch.OutOfMemoryError) as error:
+            except (BenchError, RuntimeError) as error:
                 reason = f"{type(error).__name__}: {error}" if not isinstance(error, BenchError) else str(error)
             journal.append({"key": keys[number], "seconds": time.perf_counter() - started, "reason": reason})
         trainer.strategy.barrier("personalised")
@@ -211,7 +212,11 @@ def learn(
             found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             write_tensors(unfinished, found, {"key": key})
 
-        tensors = method.personalise(source.references, source.own_seed, before, keep, advance)
+        try:
+            tensors = method.personalise(source.references, source.own_seed, before, keep, advance)
+        except UnfinishedError:
+            # It is of an earlier version, or not whole.
+            tensors = method.personalise(source.references, source.own_seed, None, keep, advance)
         if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]:
             raise UsageError(f"What was learnt holds NaN or infinite values ({', '.join(broken[:3])}).")
         state = source.state(method, key, tensors)

@@ -42,6 +42,10 @@ class InferenceNetwork:
         self._compile = bool(settings.get("compile", False))
         self._made: tuple[tuple[object, ...], nn.Module] | None = None
 
+    def forget(self) -> None:
+        """Makes the network anew when it is next asked for: something else changed the source's layout."""
+        self._made = None
+
     def of(self, source: Network, device: torch.device) -> Network:
         """The network for inference: in float32 the source itself, in bfloat16 a copy.
 

@@ -21,10 +21,12 @@ from methods.blocks.colour_fix import COLOUR_FIXES
 from methods.blocks.counted_training import CountedTraining
 from methods.blocks.diffusion_objective import NoisyLatents, add_noise
 from methods.blocks.inference_network import InferenceNetwork
+from methods.blocks.latent_diffusion import locate_base, weights_file
 from methods.blocks.latent_samples import LatentBatch, LatentSamples
 from methods.blocks.latent_space import LatentSpace, latent_space
 from methods.blocks.sampling import Sampler, sampling_preset
 from methods.blocks.stablesr_network import StableSRNetwork
+from methods.blocks.tensor_cache import file_digest
 from methods.blocks.text_conditioning import text_tokens
 
 if TYPE_CHECKING:
@@ -113,8 +115,12 @@ class LatentDiffusionMethod(CountedTraining, RestorationMethod):
         return tokens.expand(count, -1, -1)
 
     def conditions(self) -> dict[str, str]:
-        """Hash of the autoencoder, which decides the pictures too."""
-        return {"autoencoder": self.space.digest}
+        """Hashes of autoencoder and text encoder, which decide the pictures too."""
+        found = {"autoencoder": self.space.digest}
+        if self.base.text is not None:
+            path = locate_base(self.base, self.settings["autoencoder"], ("text",))
+            found["text"] = file_digest(weights_file(self.base, path, "text"))
+        return found
 
     # Restoration -------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from methods.blocks.self_ensemble import mean_over_mirror
 from methods.blocks.tiling import Tiling, Window, pad_to_multiple, tiled_decode, tiled_encode
 from methods.pfstorer.learnt_text import new_text
 from methods.pfstorer.network import Personalised, PersonalParts, PFStorerNetwork, ReferenceTokens
-from methods.pfstorer.personal_samples import draw_samples
+from methods.pfstorer.personal_samples import PersonalSamples
 from methods.pfstorer.personal_training import PersonalTraining
 from methods.pfstorer.personalisation_block import Form, LearntText
 
@@ -53,6 +53,10 @@ RESTORERID_OWN = ("adapted.adapters.identity.", "adapted.adapters.fir.", "projec
 GENERATIVE = 0.1
 #: Persons whose blocks are kept ready.
 READY = 8
+#: Steps of a sampling whose reference tokens are kept; those of a long one would be gigabytes.
+KEPT_STEPS = 8
+#: Of the learning: another number wherever the same settings give something else. States and rows of 1 name none.
+LEARNING_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,19 @@ class PFStorer(LatentDiffusionMethod):
         for key, least in (("iterations", 1), ("batch_size", 1), ("samples", 0), ("feed_forward", 1)):
             require_number(f"personalisation.{key}", own[key], least, whole=True)
         require_number("personalisation.least_timestep", own["least_timestep"], 0, last, whole=True)
-        for key in ("generative", "attention"):
+        for key in ("generative", "attention", "weight_decay"):
             require_number(f"personalisation.{key}", own[key], 0)
+        for key, rate in own["learning_rates"].items():
+            require_number(f"personalisation.learning_rates.{key}", rate, 0)
+        require_number("personalisation.schedule.warm_up", own["schedule"]["warm_up"], 0, whole=True)
+        require_number("personalisation.schedule.decay_after", own["schedule"]["decay_after"], 0, 1)
+        if not isinstance(own["betas"], list) or len(own["betas"]) != 2:
+            raise UsageError(f"method.personalisation.betas must be two numbers, such as [0.9,0.99]: {own['betas']!r}.")
+        for beta in own["betas"]:
+            require_number("personalisation.betas", beta, 0, 0.999999)
+        for key in ("gamma", "mask", "flip"):
+            if not isinstance(own[key], bool):
+                raise UsageError(f"method.personalisation.{key} must be true or false, got {own[key]!r}.")
         self._ready: OrderedDict[str, Person] = OrderedDict()
 
     def build_network(self) -> PFStorerNetwork:
@@ -130,11 +145,11 @@ class PFStorer(LatentDiffusionMethod):
     def label(self) -> str:
         """Name of the row, with what a comparison changes: `pfstorer+base@demo`."""
         own = self.settings["personalisation"]
-        kind = {"nothing": ["base"], "unet": ["dreambooth"], "blocks": [] if own["gamma"] else ["vico"]}[own["tunes"]]
-        # DreamBooth knows no generative regulariser.
-        usual = {"unet": 0.0, "blocks": GENERATIVE}.get(own["tunes"], own["generative"])
-        weight = [] if own["generative"] == usual else [f"gen{own['generative']:g}"]
-        changed = [*kind, *weight]
+        changed = {"nothing": ["base"], "unet": ["dreambooth"], "blocks": [] if own["gamma"] else ["vico"]}[
+            own["tunes"]
+        ]
+        if self.personalises and own["generative"] != GENERATIVE:
+            changed = [*changed, f"gen{own['generative']:g}"]
         return "+".join([self.spec.name, *changed]) + f"@{self.size}"
 
     # Persons -----------------------------------------------------------------------------------
@@ -148,7 +163,7 @@ class PFStorer(LatentDiffusionMethod):
         """See `RestorationMethod.personal_base`."""
         own = self.settings["personalisation"]
         return {
-            "autoencoder": self.space.digest,
+            **super().conditions(),
             "base": self.settings["base"],
             "network": self.settings["network"],
             "native_size": self.native_size,
@@ -159,7 +174,7 @@ class PFStorer(LatentDiffusionMethod):
         """See `RestorationMethod.personal_settings`."""
         left_out = (*BLOCK_SETTINGS, "references")
         own = {key: value for key, value in self.settings["personalisation"].items() if key not in left_out}
-        return own | {"degradation": self.degradation.specification()}
+        return own | {"degradation": self.degradation.specification()} | _learning_version()
 
     def personal_iterations(self) -> int:
         """See `RestorationMethod.personal_iterations`."""
@@ -170,7 +185,7 @@ class PFStorer(LatentDiffusionMethod):
         found = super().conditions()
         if self.personalises:
             content = json.dumps(self.degradation.specification(), sort_keys=True)
-            found["degradation"] = sha256_bytes(content.encode("utf-8"))
+            found |= {"degradation": sha256_bytes(content.encode("utf-8")), **_learning_version()}
         return found
 
     @functools.cached_property
@@ -219,8 +234,14 @@ class PFStorer(LatentDiffusionMethod):
             if pictures.shape[-2:] != (side, side):
                 resized = F.interpolate(pictures, (side, side), mode="bicubic", align_corners=False, antialias=True)
                 pictures = resized.clamp(0, 1)
+            fresh = not own["samples"]
             count = int(own["samples"]) or int(own["iterations"]) * int(own["batch_size"])
-            samples = draw_samples(pictures, count, seed, self.degradation, self.space, bool(own["flip"]))
+            samples = PersonalSamples(
+                pictures, count, seed, self.degradation, self.space, bool(own["flip"]), forget=fresh
+            )
+            # Restoring lays the network out anew, and in another layout the last bits are others.
+            self.frozen_network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            self.inference_network.forget()
             text = None
             if own["tunes"] == "blocks" and own["form"] != "vico":
                 text = new_text(self.base, self.settings["autoencoder"])
@@ -265,6 +286,8 @@ class PFStorer(LatentDiffusionMethod):
             return person
         try:
             person = self._made_ready(state, network)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"The personal state {state.key} does not fit {self.label}: {reason}") from error
@@ -300,8 +323,8 @@ class PFStorer(LatentDiffusionMethod):
         if person.parts is None or person.references is None:
             return None
         if timestep not in person.tokens:
-            if self.sampler.settings.steps > READY:
-                person.tokens.clear()  # a long sampling would keep gigabytes
+            if self.sampler.settings.steps > KEPT_STEPS:
+                person.tokens.clear()
             steps = torch.full((len(person.references),), timestep, device=person.references.device)
             found = self.reference_tokens(person.network, person.references, steps)
             # The tokens of several references are attended to as those of one.
@@ -420,6 +443,10 @@ class PFStorer(LatentDiffusionMethod):
         text = self.text(len(lq_latent), "").to(tensors["latent"])
         predicted = self.network(noised.noisy, noised.timestep, text, maps)
         return F.mse_loss(predicted.float(), noised.target.float())
+
+
+def _learning_version() -> dict[str, str]:
+    return {} if LEARNING_VERSION == 1 else {"learning": str(LEARNING_VERSION)}
 
 
 method_class = PFStorer

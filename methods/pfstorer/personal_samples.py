@@ -1,8 +1,7 @@
-"""What a person is learnt from: their references, degraded and encoded once."""
+"""What a person is learnt from: their references, degraded and encoded as they are needed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,29 +13,68 @@ if TYPE_CHECKING:
     from bench.degradation.pipeline import DegradationPipeline
     from methods.blocks.latent_space import LatentSpace
 
-#: Pictures that are degraded and encoded together.
-TOGETHER = 16
+#: Pixels of the pictures that are degraded and encoded together: 16 at 128 px, one at 512.
+PIXELS_TOGETHER = 16 * 128**2
 
 
-@dataclass(frozen=True)
 class PersonalSamples:
     """Degraded references (PFStorer, Sec. 3.2: a random LQ is made of a reference in each iteration).
 
+    Samples are made in groups that always stay together, since in other company their last bits are others. Sample n
+    depends on the references, the seed and the number of samples alone.
+
     Attributes:
-        latent: Of the clean references, mirrored or not, (N, C, h, w).
-        lq_latent: Of the degraded ones, (N, C, h, w).
-        shown: Which reference each sample shows, (N,).
         references: Latents of the references as they were given, (R, C, h, w).
+        shown: Which reference each sample shows, (N,): each as often as any other, in an order that the seed decides.
+
+    Args:
+        pictures: References, (R, 3, H, W) RGB in [0, 1], where the autoencoder is.
+        count: Number of samples, N.
+        seed: Of the person.
+        degradation: For pictures of the references' size.
+        space: The autoencoder.
+        flip: Whether half of the samples are mirrored.
+        together: Samples of a group; by `PIXELS_TOGETHER` if not given.
+        forget: Whether only the last group made is kept, for samples that are used once.
     """
 
-    latent: Tensor
-    lq_latent: Tensor
-    shown: Tensor
-    references: Tensor
+    def __init__(
+        self,
+        pictures: Tensor,
+        count: int,
+        seed: int,
+        degradation: DegradationPipeline,
+        space: LatentSpace,
+        flip: bool = True,
+        together: int | None = None,
+        forget: bool = False,
+    ) -> None:
+        self._pictures, self._degradation, self._space = pictures, degradation, space
+        self._together = together or max(1, PIXELS_TOGETHER // (pictures.shape[-1] * pictures.shape[-2]))
+        self._forget = forget
+        self._groups: dict[int, tuple[Tensor, Tensor]] = {}
+        self._seeds = [derive_seed(seed, "personal sample", number) for number in range(count)]
+        self._mirrored = torch.tensor([flip and derive_seed(own, "mirror") % 2 == 1 for own in self._seeds])
+        self.shown = torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63)) % len(pictures)
+        self.references = self.encoded(pictures)
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self.latent)
+        return len(self._seeds)
+
+    @torch.no_grad()
+    def encoded(self, pictures: Tensor) -> Tensor:
+        """Latents of pictures (B, 3, H, W) in [0, 1]."""
+        return self._space.encode(pictures * 2 - 1)
+
+    def latents(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of some samples (B,) and of their LQ pictures, (B, C, h, w) each."""
+        groups = [self._group(int(row) // self._together) for row in rows]
+        places = [int(row) % self._together for row in rows]
+        clean, lq = (
+            torch.stack([group[kind][place] for group, place in zip(groups, places, strict=True)]) for kind in (0, 1)
+        )
+        return clean, lq
 
     def draw_references(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """For each of some samples (B,) another of the references, or the only one there is; (B,)."""
@@ -46,33 +84,20 @@ class PersonalSamples:
         further = torch.randint(1, count, (len(rows),), generator=generator)
         return (self.shown[rows] + further) % count
 
+    def _group(self, number: int) -> tuple[Tensor, Tensor]:
+        if number not in self._groups:
+            made = self._made(slice(number * self._together, (number + 1) * self._together))
+            if self._forget:
+                # An iteration may need the end of one group and the beginning of the next.
+                self._groups = {last: own for last, own in self._groups.items() if last == number - 1}
+            self._groups[number] = made
+        return self._groups[number]
 
-@torch.no_grad()
-def draw_samples(
-    references: Tensor, count: int, seed: int, degradation: DegradationPipeline, space: LatentSpace, flip: bool
-) -> PersonalSamples:
-    """Draws samples; number n depends on the seed and n alone.
-
-    Args:
-        references: (R, 3, H, W) RGB in [0, 1], where the autoencoder is.
-        count: How many.
-        seed: Of the person.
-        degradation: For pictures of the references' size.
-        space: The autoencoder.
-        flip: Whether half of them are mirrored.
-    """
-    seeds = [derive_seed(seed, "personal sample", number) for number in range(count)]
-    # Every reference is shown as often as any other, in an order that the seed decides.
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63)) % len(references)
-    mirrored = torch.tensor([flip and derive_seed(own, "mirror") % 2 == 1 for own in seeds])
-    size = (int(references.shape[-2]), int(references.shape[-1]))
-    clean_latents, lq_latents = [], []
-    for first in range(0, count, TOGETHER):
-        rows = slice(first, first + TOGETHER)
-        clean = references[order[rows]]
-        clean = torch.where(mirrored[rows, None, None, None].to(clean.device), clean.flip(-1), clean)
-        degraded = degradation.apply(clean, degradation.sample(seeds[rows], size))
-        latents = space.encode(torch.cat([clean, degraded]) * 2 - 1)
-        clean_latents.append(latents[: len(clean)])
-        lq_latents.append(latents[len(clean) :])
-    return PersonalSamples(torch.cat(clean_latents), torch.cat(lq_latents), order, space.encode(references * 2 - 1))
+    @torch.no_grad()
+    def _made(self, rows: slice) -> tuple[Tensor, Tensor]:
+        clean = self._pictures[self.shown[rows]]
+        clean = torch.where(self._mirrored[rows, None, None, None].to(clean.device), clean.flip(-1), clean)
+        size = (int(clean.shape[-2]), int(clean.shape[-1]))
+        degraded = self._degradation.apply(clean, self._degradation.sample(self._seeds[rows], size))
+        latents = self.encoded(torch.cat([clean, degraded]))
+        return latents[: len(clean)], latents[len(clean) :]

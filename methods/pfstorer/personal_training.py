@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.errors import UsageError
+from bench.personal_state import UnfinishedError
 from bench.seeds import derive_seed
 from methods.blocks.diffusion_objective import NoisyLatents, add_noise
 from methods.blocks.frozen_encoder import EncoderFeatures, FrozenEncoder
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 Keep = Callable[[dict[str, Tensor]], None]
 #: Samples whose encoder features are made in one call.
 TOGETHER = 8
-#: How often what a stopped learning needs is written down.
-KEEP_EVERY = 25
+#: After how many iterations what a stopped learning needs is written down, by what is tuned: a UNet is gigabytes.
+KEEP_EVERY = {"blocks": 25, "unet": 100}
 
 
 class PersonalTraining:
@@ -91,19 +92,19 @@ class PersonalTraining:
     # Going on ----------------------------------------------------------------------------------
 
     def unfinished(self) -> dict[str, Tensor]:
-        """All that going on needs."""
+        """All that going on needs, on the CPU."""
         found = {"iteration": torch.tensor(self.iteration)}
         for name, module in self.modules.items():
-            found |= {f"{name}.{key}": value.detach().clone() for key, value in module.state_dict().items()}
+            found |= {f"{name}.{key}": _copied(value) for key, value in module.state_dict().items()}
         for number, state in self.optimiser.state_dict()["state"].items():
-            found |= {f"optimiser.{number}.{key}": torch.as_tensor(value).clone() for key, value in state.items()}
+            found |= {f"optimiser.{number}.{key}": _copied(value) for key, value in state.items()}
         return found
 
     def go_on(self, unfinished: Mapping[str, Tensor]) -> None:
         """Goes on from what `unfinished` gave.
 
         Raises:
-            UsageError: It is of another learning.
+            UnfinishedError: It is of another learning.
         """
         try:
             for name, module in self.modules.items():
@@ -120,7 +121,8 @@ class PersonalTraining:
             self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": states})
             self.iteration = int(unfinished["iteration"])
         except (RuntimeError, KeyError, ValueError) as error:
-            raise UsageError(f"This is no unfinished learning of these settings: {error}") from error
+            reason = str(error).splitlines()[0]
+            raise UnfinishedError(f"This is no unfinished learning of these settings: {reason}") from error
 
     # Learning ----------------------------------------------------------------------------------
 
@@ -128,16 +130,16 @@ class PersonalTraining:
         """Learns to the end.
 
         Args:
-            keep: Takes what going on needs, every `KEEP_EVERY` iterations.
+            keep: Takes what going on needs, see `KEEP_EVERY`.
             advance: Told of every iteration.
         """
-        last = int(self.options["iterations"])
+        last, often = int(self.options["iterations"]), KEEP_EVERY[self.options["tunes"]]
         if advance is not None and self.iteration:
             advance(self.iteration)
         with torch.inference_mode(False), torch.enable_grad():
             while self.iteration < last:
                 self.step()
-                if keep is not None and self.iteration % KEEP_EVERY == 0 and self.iteration < last:
+                if keep is not None and self.iteration % often == 0 and self.iteration < last:
                     keep(self.unfinished())
                 if advance is not None:
                     advance(1)
@@ -187,8 +189,10 @@ class PersonalTraining:
         return F.mse_loss(predicted.float(), target.float())
 
     def _rows(self, iteration: int) -> Tensor:
-        """Samples of an iteration: each pass over all of them has an order of its own."""
+        """Samples of an iteration: new ones, or of those that are used again, each pass in an order of its own."""
         size, count = int(self.options["batch_size"]), len(self.samples)
+        if not self.options["samples"]:
+            return torch.arange(iteration * size, (iteration + 1) * size)
         rows = []
         for number in range(iteration * size, (iteration + 1) * size):
             turn, position = divmod(number, count)
@@ -204,7 +208,7 @@ class PersonalTraining:
     def _noised(self, rows: Tensor, generator: torch.Generator) -> NoisyLatents:
         sampler, least = self.method.sampler, int(self.options["least_timestep"])
         alphas, prediction = sampler.alphas_cumprod, sampler.settings.prediction
-        latent = self.samples.latent[rows]
+        latent, _ = self.samples.latents(rows)
         if not self._keeps:
             return add_noise(latent, alphas, prediction, generator, least)
         found = []
@@ -236,7 +240,7 @@ class PersonalTraining:
             features, maps = self._features(rows, with_null)
             predicted = self._encoder.decode(features, noisy, timestep, given, lq_maps=maps, personal=person)
             return predicted, person
-        lq = self.samples.lq_latent[rows]
+        _, lq = self.samples.latents(rows)
         lq = torch.cat([lq, self.method.null_lq(lq)]) if with_null else lq
         with torch.no_grad():
             maps = network.lq_maps(lq, timestep)
@@ -259,7 +263,7 @@ class PersonalTraining:
     def _keep_together(self, rows: Tensor) -> None:
         """Keeps samples that always share a call, since in other company their last bits are others."""
         assert self._encoder is not None
-        noised, lq = self._noised(rows, torch.Generator()), self.samples.lq_latent[rows]
+        noised, (_, lq) = self._noised(rows, torch.Generator()), self.samples.latents(rows)
         noisy, timestep = noised.noisy.repeat(2, 1, 1, 1), noised.timestep.repeat(2)
         maps = self.network.lq_maps(torch.cat([lq, self.method.null_lq(lq)]), timestep)
         text = self.method.text(len(noisy), "").to(noisy)
@@ -300,3 +304,7 @@ class PersonalTraining:
                 "text.end": text.end.cpu(),
             }
         return found
+
+
+def _copied(value: Any) -> Tensor:
+    return torch.as_tensor(value).detach().to("cpu", copy=True)

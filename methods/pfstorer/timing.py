@@ -12,13 +12,15 @@ from bench.personal_state import PersonalSource, PersonalState
 from methods.blocks.diffusion_objective import NoisyLatents, add_noise
 from methods.blocks.timing_substitutes import fill_zeros, substitute_absent
 from methods.pfstorer.network import Personalised
-from methods.pfstorer.personal_samples import PersonalSamples, draw_samples
+from methods.pfstorer.personal_samples import PersonalSamples
 from methods.pfstorer.personal_training import PersonalTraining
 from methods.pfstorer.personalisation_block import attention_regulariser
 
 if TYPE_CHECKING:
     from methods.pfstorer.module import PFStorer
 
+#: After so many the same samples come again.
+PLAIN_ITERATIONS = 1000
 PLAIN_STEP = """\
 for iteration in range(iterations):
     hq = random_flip(references[pick()]); lq = degrade(hq); ref = references[pick_another()]
@@ -89,31 +91,38 @@ class PlainPersonalTraining:
     pattern = PLAIN_STEP
 
     def __init__(self, method: PFStorer, references: Tensor, seed: int) -> None:
-        self.method, self.references, self.seed = method, references.to(method.device), seed
+        self.method, self.seed = method, seed
         # Blocks, text and optimiser are those of the learning itself.
         self.own: PersonalTraining = method.personal_training(references, seed)
+        count = int(self.own.options["batch_size"])
+        pictures = references.to(method.device)
+        self.pictures = pictures
+        # A sample is made when its iteration comes, and with no other iteration's.
+        self.samples = PersonalSamples(
+            pictures, PLAIN_ITERATIONS * count, seed, method.degradation, method.space,
+            bool(self.own.options["flip"]), together=count, forget=True,
+        )  # fmt: skip
 
-    def draw(self) -> tuple[PersonalSamples, Tensor, NoisyLatents, Tensor]:
-        """What an iteration is made of: fresh samples, which reference each reads, noise, and the null LQ."""
-        method, options = self.method, self.own.options
-        iteration, count = self.own.iteration, int(options["batch_size"])
+    def draw(self) -> tuple[Tensor, Tensor, Tensor, NoisyLatents]:
+        """What an iteration is made of: its samples (B,), latents of their LQ and of a reference each, and noise."""
+        options = self.own.options
+        count, iteration = int(options["batch_size"]), self.own.iteration % PLAIN_ITERATIONS
         generator = torch.Generator().manual_seed((self.seed + iteration) % 2**63)
-        with torch.no_grad():
-            samples = draw_samples(
-                self.references, count, self.seed + iteration, method.degradation, method.space, bool(options["flip"])
-            )
-        shown = samples.draw_references(torch.arange(count), generator)
-        sampler, least = method.sampler, int(options["least_timestep"])
-        noised = add_noise(samples.latent, sampler.alphas_cumprod, sampler.settings.prediction, generator, least)
-        return samples, shown, noised, method.null_lq(samples.lq_latent)
+        rows = torch.arange(iteration * count, (iteration + 1) * count)
+        latent, lq_latent = self.samples.latents(rows)
+        references = self.samples.encoded(self.pictures[self.samples.draw_references(rows, generator)])
+        sampler, least = self.method.sampler, int(options["least_timestep"])
+        noised = add_noise(latent, sampler.alphas_cumprod, sampler.settings.prediction, generator, least)
+        return rows, lq_latent, references, noised
 
-    def loss(self, samples: PersonalSamples, shown: Tensor, noised: NoisyLatents, null: Tensor) -> Tensor:
+    def loss(self, lq_latent: Tensor, references: Tensor, noised: NoisyLatents) -> Tensor:
         """L of Eq. 5, one term after the other; arguments from `draw`."""
         method, own, options = self.method, self.own, self.own.options
-        text = method.text(len(samples), "").to(samples.latent)
-        tokens = method.reference_tokens(own.network, samples.references[shown], noised.timestep)
-        loss, person = torch.zeros((), device=samples.latent.device), None
-        for lq, weight in ((samples.lq_latent, 1.0), (null, float(options["generative"]))):
+        text = method.text(len(lq_latent), "").to(lq_latent)
+        tokens = method.reference_tokens(own.network, references, noised.timestep)
+        null = method.null_lq(lq_latent)
+        loss, person = torch.zeros((), device=lq_latent.device), None
+        for lq, weight in ((lq_latent, 1.0), (null, float(options["generative"]))):
             if own.parts is not None:
                 learnt = own.text() if own.text is not None else None
                 person = Personalised(own.parts.by_site(), tokens, learnt, bool(options["mask"]))
@@ -127,7 +136,7 @@ class PlainPersonalTraining:
     def step(self) -> Tensor:
         """One iteration; returns the loss."""
         with torch.inference_mode(False), torch.enable_grad():
-            loss = self.loss(*self.draw())
+            loss = self.loss(*self.draw()[1:])
             self.own.optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.own.optimiser.step()

@@ -196,7 +196,7 @@ def test_an_interrupted_learning_ends_with_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(personal_training, "KEEP_EVERY", 1)
+    monkeypatch.setattr(personal_training, "KEEP_EVERY", {"blocks": 1, "unet": 1})
     out = tmp_path / "a.safetensors"
     words = ["personalise", *few(weights, 5), "--reference", *three, "-o", str(out)]
     assert main(words) == 0

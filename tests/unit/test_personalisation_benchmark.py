@@ -57,14 +57,16 @@ def test_plain_learns_what_ours_learns(references: Tensor) -> None:
         for block in plain.own.parts.blocks:  # type: ignore[union-attr]
             block.gamma.fill_(0.2)
     before = [value.clone() for value in plain.own.parts.parameters()]  # type: ignore[union-attr]
-    samples, shown, noised, null = plain.draw()
+    rows, lq_latent, references_read, noised = plain.draw()
+    assert references_read.shape == lq_latent.shape == noised.latent.shape
     ours = method.personal_training(references, 5)
     ours.parts.load_state_dict(plain.own.parts.state_dict())  # type: ignore[union-attr]
-    ours.samples, ours.options = samples, {**ours.options, "samples": 0}
-    predicted, person = ours._predict(torch.arange(2), noised, shown, with_null=True)
-    assert torch.equal(null, torch.zeros_like(samples.lq_latent))
+    ours.samples, ours.options = plain.samples, {**ours.options, "samples": 0}
+    shown = plain.samples.draw_references(rows, torch.Generator().manual_seed(5))
+    assert torch.allclose(plain.samples.references[shown], references_read, atol=1e-5)
+    predicted, person = ours._predict(rows, noised, shown, with_null=True)
     expected = ours._sum(predicted, noised.target, person)
-    assert float(plain.loss(samples, shown, noised, null)) == pytest.approx(float(expected), rel=1e-4)
+    assert float(plain.loss(lq_latent, references_read, noised)) == pytest.approx(float(expected), rel=1e-4)
     plain.step()
     plain.step()
     moved = [not torch.equal(a, b) for a, b in zip(before, plain.own.parts.parameters(), strict=True)]  # type: ignore[union-attr]

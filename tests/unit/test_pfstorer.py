@@ -16,12 +16,23 @@ from bench.config import compose, method_settings
 from bench.errors import UsageError
 from bench.image import read_image
 from bench.leaderboard.variants import variant_suffix, variant_words
-from bench.personal_state import PersonalSource, base_id, read_state, write_state
+from bench.personal_state import (
+    PersonalSource,
+    UnfinishedError,
+    base_id,
+    read_state,
+    state_path,
+    unfinished_path,
+    write_state,
+)
+from bench.runs.personalise import learn
 from bench.runs.plan import build_method
+from bench.weights.method_weights import write_tensors
 from methods.blocks.frozen_encoder import FrozenEncoder
 from methods.blocks.tiling import Tiling
 from methods.pfstorer.module import PFStorer
 from methods.pfstorer.network import Personalised
+from methods.pfstorer.personal_samples import PersonalSamples
 
 SIDE = 128
 QUICK = [
@@ -29,6 +40,10 @@ QUICK = [
     "method.personalisation.samples=8",
     "method.personalisation.schedule.warm_up=0",
 ]
+
+
+#: Samples that are used again and keep their noise, as at the demo size, or new ones at any timestep, as published.
+WAYS = [(), ("method.personalisation.samples=0", "method.personalisation.least_timestep=0")]
 
 
 def built(*words: str) -> PFStorer:
@@ -91,7 +106,11 @@ def test_a_new_person_changes_no_bit(method: PFStorer, references: Tensor) -> No
     assert torch.equal(restored(method, batch, training.result(), references), base)
 
 
-def test_twenty_iterations_move_all_that_is_personal_and_nothing_else(method: PFStorer, references: Tensor) -> None:
+@pytest.mark.parametrize("words", WAYS, ids=["kept", "fresh"])
+def test_twenty_iterations_move_all_that_is_personal_and_nothing_else(
+    words: tuple[str, ...], references: Tensor
+) -> None:
+    method = built(*words)
     before = copy.deepcopy(method.network.state_dict())
     training = method.personal_training(references, seed=7)
     first = {name: value.clone() for module in training.modules.values() for name, value in module.named_parameters()}
@@ -130,12 +149,23 @@ def test_dreambooth_tunes_a_copy(references: Tensor) -> None:
 # The loss ---------------------------------------------------------------------------------------
 
 
-def test_the_generative_regulariser_does_not_see_the_lq(method: PFStorer, references: Tensor) -> None:
+@pytest.mark.parametrize("null_lq", ["zeros", "grey"])
+@pytest.mark.parametrize("words", WAYS, ids=["kept", "fresh"])
+def test_the_generative_regulariser_does_not_see_the_lq(
+    words: tuple[str, ...], null_lq: str, references: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Predictions with the null LQ stay while the LQ changes; those with the LQ change."""
+    method = built(*words, f"method.personalisation.null_lq={null_lq}")
     found = []
+    latents = PersonalSamples.latents
     for change in (0.0, 1.0):
+
+        def changed(self: PersonalSamples, rows: Tensor, change: float = change) -> tuple[Tensor, Tensor]:
+            clean, lq = latents(self, rows)
+            return clean, lq + change
+
+        monkeypatch.setattr(PersonalSamples, "latents", changed)
         training = method.personal_training(references, seed=7)
-        training.samples = replace(training.samples, lq_latent=training.samples.lq_latent + change)
         rows, generator = torch.tensor([0, 1]), torch.Generator().manual_seed(0)
         noised = training._noised(rows, generator)
         predicted, _ = training._predict(rows, noised, torch.tensor([1, 2]), with_null=True)
@@ -175,7 +205,7 @@ def test_what_is_kept_of_the_encoder_changes_no_prediction(method: PFStorer, ref
     shown = training.samples.draw_references(rows, torch.Generator().manual_seed(0))
     kept, person = training._predict(rows, noised, shown, with_null=True)
     assert isinstance(person, Personalised)
-    lq = training.samples.lq_latent[rows]
+    _, lq = training.samples.latents(rows)
     lq, timestep = torch.cat([lq, torch.zeros_like(lq)]), noised.timestep.repeat(2)
     tokens = method.reference_tokens(method.network, training.samples.references[shown], noised.timestep)
     fresh = Personalised(training.parts.by_site(), tokens, training.text(), True)  # type: ignore[union-attr,misc]
@@ -222,8 +252,19 @@ def test_samples_show_every_reference_and_read_another(method: PFStorer, referen
         read = samples.draw_references(rows, torch.Generator().manual_seed(seed))
         assert not (read == samples.shown).any()
     again = method.personal_training(references, seed=7).samples
-    assert torch.equal(samples.lq_latent, again.lq_latent)
-    assert not torch.equal(samples.lq_latent, method.personal_training(references, seed=8).samples.lq_latent)
+    assert torch.equal(samples.latents(rows)[1], again.latents(rows)[1])
+    other = method.personal_training(references, seed=8).samples
+    assert not torch.equal(samples.latents(rows)[1], other.latents(rows)[1])
+
+
+def test_samples_do_not_depend_on_which_are_asked_for_first(method: PFStorer, references: Tensor) -> None:
+    one, other = (
+        PersonalSamples(references, 10, 3, method.degradation, method.space, together=4, forget=True) for _ in range(2)
+    )
+    backwards = {row: one.latents(torch.tensor([row])) for row in range(9, -1, -1)}
+    for row in range(10):
+        for mine, theirs in zip(backwards[row], other.latents(torch.tensor([row])), strict=True):
+            assert torch.equal(mine, theirs)
 
 
 def test_one_reference_is_enough(method: PFStorer, references: Tensor) -> None:
@@ -234,13 +275,13 @@ def test_one_reference_is_enough(method: PFStorer, references: Tensor) -> None:
 
 def test_small_references_are_brought_to_the_native_size(method: PFStorer, references: Tensor) -> None:
     small = torch.nn.functional.interpolate(references, (64, 64), mode="area")
-    assert method.personal_training(small, seed=7).samples.latent.shape[-2:] == (16, 16)
+    assert method.personal_training(small, seed=7).samples.references.shape[-2:] == (16, 16)
 
 
 # Stopped and gone on ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [(), ("method.personalisation.gamma=false",)], ids=["pfstorer", "vico"])
+@pytest.mark.parametrize("words", [*WAYS, ("method.personalisation.gamma=false",)], ids=["kept", "fresh", "vico"])
 def test_a_stopped_learning_ends_with_the_same_bits(words: tuple[str, ...], references: Tensor) -> None:
     method = built(*words, "method.personalisation.iterations=30")
     kept: list[dict[str, Tensor]] = []
@@ -256,8 +297,32 @@ def test_a_stopped_learning_ends_with_the_same_bits(words: tuple[str, ...], refe
 
 
 def test_the_unfinished_learning_of_other_settings_is_refused(references: Tensor, state: dict[str, Tensor]) -> None:
-    with pytest.raises(UsageError, match="no unfinished learning"):
+    with pytest.raises(UnfinishedError, match="no unfinished learning"):
         built().personalise(references, seed=3, unfinished=state)
+
+
+def test_a_learning_begins_anew_where_what_was_left_is_of_no_use(
+    method: PFStorer, references: Tensor, state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_HOME", str(tmp_path))
+    source = PersonalSource(references, 0)
+    key = source.key(method, "32-true")
+    left = unfinished_path(state_path(method, key))
+    write_tensors(left, state, {"key": key})
+    learnt = learn(method, source, key)
+    assert not left.exists()
+    expected = method.personalise(references, source.own_seed)
+    assert [name for name, value in expected.items() if not torch.equal(value, learnt.tensors[name])] == []
+
+
+def test_what_is_learnt_does_not_depend_on_what_was_restored(references: Tensor) -> None:
+    method = built("method.personalisation.iterations=2")
+    before = method.personalise(references, seed=3)
+    batch = batch_of(blurred(references[:1]), references)
+    first = restored(method, batch, before, references)
+    after = method.personalise(references, seed=3)
+    assert [name for name, value in before.items() if not torch.equal(value, after[name])] == []
+    assert torch.equal(restored(method, batch, before, references), first)
 
 
 # States -----------------------------------------------------------------------------------------
@@ -364,6 +429,14 @@ def test_no_border_of_a_tile_shows(method: PFStorer, references: Tensor, state: 
         ("method.personalisation.generative=-1", "personalisation.generative"),
         ("method.personalisation.least_timestep=1000", "personalisation.least_timestep"),
         ("method.personalisation.degradation=none", "degradation preset"),
+        ("method.personalisation.learning_rates.gamma=abc", "learning_rates.gamma"),
+        ("method.personalisation.learning_rates.blocks=-1", "learning_rates.blocks"),
+        ("method.personalisation.weight_decay=x", "weight_decay"),
+        ("method.personalisation.schedule.warm_up=x", "warm_up"),
+        ("method.personalisation.betas=[0.9]", "betas"),
+        ("method.personalisation.betas=[0.9,1.5]", "betas"),
+        ("method.personalisation.gamma=maybe", "personalisation.gamma"),
+        ("method.personalisation.mask=1", "personalisation.mask"),
     ],
 )
 def test_settings_out_of_range_are_refused(word: str, message: str) -> None:
@@ -376,7 +449,8 @@ def test_rows_are_named_after_what_they_compare() -> None:
         "pfstorer@demo": [],
         "pfstorer+base@demo": ["method.personalisation.tunes=nothing"],
         "pfstorer+vico@demo": ["method.personalisation.gamma=false"],
-        "pfstorer+dreambooth@demo": ["method.personalisation.tunes=unet", "method.personalisation.generative=0"],
+        "pfstorer+dreambooth@demo": ["method.personalisation.tunes=unet"],
+        "pfstorer+dreambooth+gen0@demo": ["method.personalisation.tunes=unet", "method.personalisation.generative=0"],
         "pfstorer+gen0.5@demo": ["method.personalisation.generative=0.5"],
     }
     for name, words in names.items():
