@@ -75,6 +75,8 @@ def check_run(words: list[str]) -> Iterator[Check]:
     yield from (lacking := _needs(config))
     if not lacking:
         yield _attempt("method", lambda: _method(config, found))
+        if "protocol" in found and "method" in found and found["method"].personalises:
+            yield _attempt("persons", lambda: _persons(config, found))
     yield _attempt("metrics", lambda: _metrics(config))
     yield _attempt("run folder", lambda: _run_folder(config, found))
     yield _attempt("disk", lambda: _disk(config, found))
@@ -186,6 +188,22 @@ def _method(config: dict[str, Any], found: dict[str, Any]) -> str:
     if path is None and parameters:
         raise MissingError(f"No weights of {method.label} were found; give them with method.weights=FILE.")
     return f"{method.label}, {parameters:,} parameters, {weights}, revision {revision}"
+
+
+def _persons(config: dict[str, Any], found: dict[str, Any]) -> str:
+    from bench.personal_state import state_path
+    from bench.protocol.pictures import ProtocolPictures
+    from bench.runs.personalise import people, source_of
+
+    method, protocol = found["method"], found["protocol"]
+    pictures = ProtocolPictures(protocol, found["root"])
+    persons, known = people(protocol.images), 0
+    for person in persons:
+        source = source_of(pictures, person, int(config["seed"]))
+        if isinstance(source, BenchError):
+            raise RemarkError(f"{person.identity} cannot be learnt, and its pictures will fail: {source}")
+        known += state_path(method, source.key(method, str(config["trainer"]["precision"]))).is_file()
+    return f"{len(persons)} people, {known} known; {method.personal_iterations()} iterations for each of the others"
 
 
 def _metrics(config: dict[str, Any]) -> str:

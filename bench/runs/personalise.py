@@ -80,7 +80,7 @@ class Personaliser(Callback):
         persons = people(plan.protocol.images)
         precision = str(plan.config["trainer"]["precision"])
         sources: dict[int, PersonalSource | BenchError] = {
-            number: _source(plan.pictures, person, int(plan.config["seed"])) for number, person in enumerate(persons)
+            number: source_of(plan.pictures, person, int(plan.config["seed"])) for number, person in enumerate(persons)
         }
         keys = {
             number: source.key(method, precision)
@@ -126,7 +126,7 @@ class Personaliser(Callback):
             _say_what_failed(persons, method.persons)
 
 
-def _source(pictures: ProtocolPictures, person: Person, seed: int) -> PersonalSource | BenchError:
+def source_of(pictures: ProtocolPictures, person: Person, seed: int) -> PersonalSource | BenchError:
     """The person's references; or why they cannot be read."""
     if not person.references:
         return UsageError(f"{person.identity} has no reference to be learnt from.")

@@ -55,7 +55,11 @@ def in_a_process(home: Path, folder: Path, *words: str) -> subprocess.Popen[str]
 
 
 def test_everyone_is_learnt_once(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *WORDS]) == 0
+    assert f"{PEOPLE} people, 0 known; 4 iterations for each of the others" in capsys.readouterr().out
     assert run(tmp_path / "run") == 0
+    assert main(["check", *WORDS]) == 0
+    assert f"{PEOPLE} people, {PEOPLE} known" in capsys.readouterr().out
     first = states(home)
     assert len(first) == len(learnt(tmp_path / "run")) == PEOPLE
     assert run(tmp_path / "run") == 0
