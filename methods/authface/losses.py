@@ -26,8 +26,8 @@ REGIONS: tuple[Region, ...] = get_args(Region)
 END = 1e-3
 #: Distance of the eyes in FFHQ's alignment to 512 px.
 EYE_DISTANCE = 125.93
-#: Sides of the regions in distances of the eyes: those of GFP-GAN (Wang et al., CVPR 2021) at 512 px, which enlarges its
-#: boxes around the eyes by 1.4.
+#: Sides of the regions in distances of the eyes: those of GFP-GAN (Wang et al., CVPR 2021) at 512 px, which enlarges
+#: its boxes around the eyes by 1.4.
 BOX_SIDES: Mapping[Region, float] = {"eyes": 80 * 1.4 / EYE_DISTANCE, "mouth": 120 / EYE_DISTANCE}
 #: Sides of the patches that the discriminators read, in latent pixels.
 PATCH = 16
