@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from bench.cli.main import main
+from bench.leaderboard import papers
 from bench.leaderboard.papers import table_ids
 from bench.leaderboard.published import read_published
 
@@ -73,7 +75,14 @@ def test_dry_run_prints_the_commands_and_runs_nothing(capsys, tmp_path, monkeypa
     monkeypatch.setenv("BENCH_RUNS", str(tmp_path / "runs"))
     assert main(["reproduce", "pfstorer/table1", "pfstorer/table2", "--data", "orl_heavy_ci", "--dry-run"]) == 0
     said = capsys.readouterr()
-    assert said.err.splitlines() == ["[1/1] bench run data=orl_heavy_ci method=input"], "each command once"
+    learns, run = "method=pfstorer method.personalisation", "bench run data=orl_heavy_ci"
+    assert said.err.splitlines() == [
+        f"[1/5] {run} method=input",
+        f"[2/5] {run} method=pfstorer",
+        f"[3/5] {run} {learns}.tunes=nothing",
+        f"[4/5] {run} {learns}.tunes=unet method.personalisation.generative=0",
+        f"[5/5] {run} {learns}.gamma=false",
+    ], "each command once"
     assert "can run: input" in said.out
     assert not (tmp_path / "runs").exists()
 
@@ -81,6 +90,9 @@ def test_dry_run_prints_the_commands_and_runs_nothing(capsys, tmp_path, monkeypa
 @pytest.mark.slow
 def test_run_runs_what_can_run_and_reuses_it(capsys, tmp_path, monkeypatch, orl_root):
     monkeypatch.setenv("BENCH_RUNS", str(tmp_path / "runs"))
+    table = papers.load_table("pfstorer/table1")
+    rows = table.rows | {"pfstorer": replace(table.rows["pfstorer"], cannot="to learn twelve people takes minutes")}
+    monkeypatch.setattr(papers, "load_table", lambda name: replace(table, rows=rows))
     words = ["reproduce", "pfstorer/table1", "--data", "orl_heavy_ci", "--run", "--json"]
     assert main(words) == 0
     row = json.loads(capsys.readouterr().out)[0]["rows"][0]

@@ -195,7 +195,7 @@ def test_the_face_of_nobody_is_encoded_once_and_can_be_trained_with(monkeypatch:
     assert len(calls) == 1
     method.network.requires_grad_(True)
     method.settings["training"] = {**method.settings["training"], "stage": "joint"}
-    method.__dict__.update(log=lambda *_, **__: None, _set_learning_rate=lambda: None)
+    method.__dict__.update(log=lambda *_, **__: None, set_learning_rate=lambda: None)
     method.training_step(method.random_training_batch(2), 0).backward()
     assert all(parameter.grad is not None for parameter in method.network.projection.parameters())  # type: ignore
 
