@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -15,7 +16,7 @@ from bench.batch import FaceBatch
 from bench.errors import BenchError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from torch.utils.data import IterableDataset
 
@@ -34,6 +35,11 @@ class MethodSpec:
         tuning: Whether the method is tuned for each identity before it restores.
         paper: Citation in one line, or None for a plain comparison row.
         licence: Licence of the method's published weights, or of the code where there are none.
+        variants: What a label has after the name for settings that make another row, such as `+blind`, and the words
+            of `bench run` behind it; in the order in which labels name them. Of two that share a word the one with
+            more words comes first.
+        numbered_variants: The same for suffixes that end in a number, such as `+scale0.75`: the setting it is of. They
+            come after the others.
     """
 
     name: str
@@ -42,6 +48,8 @@ class MethodSpec:
     tuning: Literal["none", "per_identity"] = "none"
     paper: str | None = None
     licence: str = "Apache-2.0"
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    numbered_variants: Mapping[str, str] = field(default_factory=dict)
 
 
 class RestorationMethod(LightningModule):

@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-# In the order in which labels name them; of two that share a word the one with more words comes first.
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "+base": ("method.use_identity=false", "method.use_fir=false"),
-    "+blind": ("method.reference=none",),
-    "+unwarped": ("method.use_warped_reference=false",),
-    "+no-identity": ("method.use_identity=false",),
-    "+no-fir": ("method.use_fir=false",),
-}
-# What one method alone means by a suffix.
-OF_METHOD: dict[str, dict[str, tuple[str, ...]]] = {
-    "pfstorer": {
-        "+base": ("method.personalisation.tunes=nothing",),
-        "+dreambooth": ("method.personalisation.tunes=unet",),
-        "+vico": ("method.personalisation.gamma=false",),
-    }
-}
-# Suffixes with a number in them come after the others.
-NUMBERS = {"+scale": "method.id_scale", "+gen": "method.personalisation.generative"}
+from bench.registry import load_method, method_targets
 
 
-def variant_suffix(words: Sequence[str], method: str = "") -> str | None:
+def variant_suffix(words: Sequence[str], method: str) -> str | None:
     """What words of `bench run` add to a method's label; None where the words alone do not tell."""
     left = list(words)
     if len(set(left)) < len(left):
         return None
     found = ""
-    for suffix, own in _known(method).items():
+    variants, numbered = _declared(method)
+    for suffix, own in variants.items():
         if set(own) <= set(left):
             found += suffix
             left = [word for word in left if word not in own]
-    for suffix, key in NUMBERS.items():
+    for suffix, key in numbered.items():
         word = next((word for word in left if word.startswith(f"{key}=")), "")
         if (value := _number(word.partition("=")[2])) is not None:
             found += f"{suffix}{value:g}"
@@ -43,23 +27,28 @@ def variant_suffix(words: Sequence[str], method: str = "") -> str | None:
     return None if left else found
 
 
-def variant_words(suffix: str, method: str = "") -> list[str] | None:
+def variant_words(suffix: str, method: str) -> list[str] | None:
     """The words behind the suffix of a method's label, such as "+blind"; None where they cannot be told from it."""
     words: list[str] = []
+    variants, numbered = _declared(method)
     for part in suffix.split("+")[1:]:
-        known = _known(method).get(f"+{part}") or _numbered(f"+{part}")
+        known = variants.get(f"+{part}") or _with_number(f"+{part}", numbered)
         if known is None:
             return None
         words += known
     return words if len(set(words)) == len(words) else None
 
 
-def _known(method: str) -> dict[str, tuple[str, ...]]:
-    return VARIANTS | OF_METHOD.get(method, {})
+def _declared(method: str) -> tuple[Mapping[str, tuple[str, ...]], Mapping[str, str]]:
+    """What a method declares in its `MethodSpec`; nothing where it is not known here."""
+    if method not in method_targets():
+        return {}, {}
+    spec = load_method(method).spec
+    return spec.variants, spec.numbered_variants
 
 
-def _numbered(part: str) -> tuple[str, ...] | None:
-    for suffix, key in NUMBERS.items():
+def _with_number(part: str, numbered: Mapping[str, str]) -> tuple[str, ...] | None:
+    for suffix, key in numbered.items():
         if part.startswith(suffix) and (value := _number(part.removeprefix(suffix))) is not None:
             return (f"{key}={value:g}",)
     return None

@@ -95,6 +95,12 @@ class PFStorer(LatentDiffusionMethod):
         tuning="per_identity",
         paper="Varanka et al., PFStorer: Personalized Face Restoration and Super-Resolution, CVPR 2024",
         licence="Apache-2.0 (this implementation); no weights were published",
+        variants={
+            "+base": ("method.personalisation.tunes=nothing",),
+            "+dreambooth": ("method.personalisation.tunes=unet",),
+            "+vico": ("method.personalisation.gamma=false",),
+        },
+        numbered_variants={"+gen": "method.personalisation.generative"},
     )
     not_in_revision: ClassVar[tuple[str, ...]] = (*LatentDiffusionMethod.not_in_revision, "tiles_per_call")
     any_size = True

@@ -58,6 +58,11 @@ class ReFine(RestorationMethod):
         references="one",
         paper="Chong et al., Copy or Not? Reference-Based Face Image Restoration with Fine Details, WACV 2025",
         licence="Apache-2.0 (this implementation); no weights were published",
+        variants={
+            "+blind": ("method.reference=none",),
+            "+unwarped": ("method.use_warped_reference=false",),
+            "+no-identity": ("method.use_identity=false",),
+        },
     )
     architecture_keys = ("native_size", "identity", "network", "use_warped_reference", "use_identity")
     optimizer_steps_per_batch = 2

@@ -79,6 +79,12 @@ class RestorerID(LatentDiffusionMethod):
         references="one",
         paper="Ying et al., RestorerID: Towards Tuning-Free Face Restoration with ID Preservation, arXiv 2411.14125",
         licence="Apache-2.0 (this implementation); the released weights name Apache-2.0 in their README",
+        variants={
+            "+base": ("method.use_identity=false", "method.use_fir=false"),
+            "+blind": ("method.reference=none",),
+            "+no-fir": ("method.use_fir=false",),
+        },
+        numbered_variants={"+scale": "method.id_scale"},
     )
     architecture_keys: ClassVar[tuple[str, ...]] = (*LatentDiffusionMethod.architecture_keys, "face_encoder")
     network: RestorerIDNetwork

@@ -260,12 +260,11 @@ def test_every_row_of_ours_is_run_again_and_the_others_are_named(tmp_path: Path)
         ("+scale0.75", ["method.id_scale=0.75"]),
         ("+no-fir+scale0.75", ["method.use_fir=false", "method.id_scale=0.75"]),
         ("+scale1", ["method.id_scale=1"]),
-        ("+no-identity", ["method.use_identity=false"]),
     ],
 )
 def test_labels_and_words_stand_for_each_other(tmp_path: Path, suffix: str, words: list[str]) -> None:
-    assert variant_words(suffix) == words
-    assert variant_suffix(words[::-1]) == suffix
+    assert variant_words(suffix, "restorerid") == words
+    assert variant_suffix(words[::-1], "restorerid") == suffix
     one = entry({"psnr": BASE}, label=f"restorerid{suffix}@demo")
     write_json(entry_path(one, tmp_path), one)
     assert shipped_jobs(tmp_path / "tiny")[0] == {one["method"]: ["method=restorerid", *words, "size=demo"]}
@@ -275,7 +274,7 @@ def test_the_labels_are_those_of_the_method() -> None:
     """The label is made by the method, which has no word of how boards read it."""
     restorerid = load_method("restorerid")
     for suffix in ("", "+base", "+blind", "+no-fir", "+scale0.75", "+no-fir+scale0.75"):
-        words = variant_words(suffix)
+        words = variant_words(suffix, "restorerid")
         assert words is not None
         settings = method_settings(compose("run", ["method=restorerid", *words])["method"], "demo")
         # Without building the network.
@@ -286,11 +285,16 @@ def test_the_labels_are_those_of_the_method() -> None:
 
 
 def test_words_that_no_label_tells_are_not_guessed() -> None:
-    assert variant_suffix(["method.id_scale=1.0"]) == "+scale1"
+    assert variant_suffix(["method.id_scale=1.0"], "restorerid") == "+scale1"
     for words in (["method.id_scale=adaptive"], ["method.id_scale=0.5", "method.id_scale=1"], ["method.seed=1"]):
-        assert variant_suffix(words) is None
+        assert variant_suffix(words, "restorerid") is None
     for suffix in ("+scale", "+scale-1", "+scale.5", "+scalex", "+other", "+base+no-fir"):
-        assert variant_words(suffix) is None
+        assert variant_words(suffix, "restorerid") is None
+    # A word of one method is none of another.
+    assert variant_words("+no-identity", "refine") == ["method.use_identity=false"]
+    assert variant_suffix(["method.use_identity=false"], "restorerid") is None
+    assert variant_words("+blind", "a method of somebody else") is None
+    assert variant_suffix([], "a method of somebody else") == ""
 
 
 def test_a_board_of_planted_marks_is_run_with_its_probe(tmp_path: Path) -> None:
