@@ -8,9 +8,9 @@ which no logit is.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -246,3 +246,76 @@ def discriminator_loss(discriminator: RegionDiscriminator, predicted: Tensor, re
     logits, _ = discriminator(predicted.detach())
     loss = F.softplus(-real_logits).mean((1, 2, 3)) + F.softplus(logits).mean((1, 2, 3))
     return (weight * loss).mean()
+
+
+class FacialLoss(nn.Module):
+    """L_facial of Eq. 4, and what its discriminators learn beside it.
+
+    Args:
+        channels: Of the latents.
+        width: See `RegionDiscriminator`.
+        discriminative: lambda_d, which the paper does not give.
+        style: lambda_s, which it does not give either.
+        weighting: See `time_weight`.
+        m: See `time_weight`.
+        s: See `time_weight`.
+        saturating: See `generator_terms`.
+    """
+
+    def __init__(
+        self,
+        channels: int = 4,
+        width: int = 64,
+        discriminative: float = 0.01,
+        style: float = 1.0,
+        weighting: Weighting = "logit_normal",
+        m: float = -0.5,
+        s: float = 1.0,
+        saturating: bool = True,
+    ) -> None:
+        super().__init__()
+        self.discriminators = nn.ModuleDict({region: RegionDiscriminator(channels, width) for region in REGIONS})
+        self.discriminative, self.style, self.saturating = discriminative, style, saturating
+        self.weighting, self.m, self.s = weighting, m, s
+        time_weight(torch.zeros(1), m, s, weighting)
+
+    def forward(
+        self, predicted: Tensor, real: Tensor, points: Tensor, t: Tensor, factor: int = 8
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the restoration network learns.
+
+        Args:
+            predicted: Predicted clean latents, (B, C, h, w), see `predicted_latent`.
+            real: Latents of the ground truth, (B, C, h, w).
+            points: Five points of the ground truth, (B, 5, 2), see `region_boxes`.
+            t: Timesteps over the schedule's length, (B,).
+            factor: Pixels per latent pixel along a side.
+
+        Returns:
+            The loss, one number; and its terms by `region/term`, detached and not yet weighted by lambda.
+        """
+        total = predicted.new_zeros(())
+        terms: dict[str, Tensor] = {}
+        for region, ours, theirs, weight in self._regions(predicted, real, points, t, factor):
+            own = generator_terms(self._discriminator(region), ours, theirs, weight, self.saturating)
+            total = total + self.discriminative * own.discriminative + self.style * own.style
+            terms |= {f"{region}/discriminative": own.discriminative.detach(), f"{region}/style": own.style.detach()}
+        return total, terms
+
+    def discriminator_loss(self, predicted: Tensor, real: Tensor, points: Tensor, t: Tensor, factor: int = 8) -> Tensor:
+        """What the discriminators learn; arguments as of `forward`, none of which takes gradients. One number."""
+        losses = [
+            discriminator_loss(self._discriminator(region), ours, theirs, weight)
+            for region, ours, theirs, weight in self._regions(predicted.detach(), real, points, t, factor)
+        ]
+        return torch.stack(losses).sum()
+
+    def _discriminator(self, region: Region) -> RegionDiscriminator:
+        return cast(RegionDiscriminator, self.discriminators[region])
+
+    def _regions(
+        self, predicted: Tensor, real: Tensor, points: Tensor, t: Tensor, factor: int
+    ) -> Iterator[tuple[Region, Tensor, Tensor, Tensor]]:
+        weight = time_weight(t, self.m, self.s, self.weighting)
+        for region, boxes in region_boxes(points).items():
+            yield region, crop_regions(predicted, boxes, factor), crop_regions(real, boxes, factor), weight
