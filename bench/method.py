@@ -150,7 +150,7 @@ class RestorationMethod(LightningModule):
         seed: int,
         unfinished: dict[str, Tensor] | None = None,
         keep: Callable[[dict[str, Tensor]], None] | None = None,
-        advance: Callable[[int], None] | None = None,
+        advance: Callable[[int, bool], None] | None = None,
     ) -> dict[str, Tensor]:
         """Learns a person; the method itself stays as it is.
 
@@ -159,7 +159,7 @@ class RestorationMethod(LightningModule):
             seed: Every draw comes from it, so that the same call gives the same tensors.
             unfinished: What `keep` was last given, to go on from there: the result is the same.
             keep: Takes everything that going on from here needs, now and then.
-            advance: Told how many iterations are done since the last time.
+            advance: Told how many iterations are done since the last time, and whether an earlier call did them.
 
         Returns:
             What `restore` reads of the person, on the CPU.

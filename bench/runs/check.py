@@ -193,16 +193,17 @@ def _method(config: dict[str, Any], found: dict[str, Any]) -> str:
 def _persons(config: dict[str, Any], found: dict[str, Any]) -> str:
     from bench.personal_state import state_path
     from bench.protocol.pictures import ProtocolPictures
-    from bench.runs.personalise import people, source_of
+    from bench.runs.personalise import is_kept, people, source_of
 
     method, protocol = found["method"], found["protocol"]
     pictures = ProtocolPictures(protocol, found["root"])
     persons, known = people(protocol.images), 0
     for person in persons:
-        source = source_of(pictures, person, int(config["seed"]))
-        if isinstance(source, BenchError):
-            raise RemarkError(f"{person.identity} cannot be learnt, and its pictures will fail: {source}")
-        known += state_path(method, source.key(method, str(config["trainer"]["precision"]))).is_file()
+        try:
+            source = source_of(pictures, person, int(config["seed"]))
+        except BenchError as error:
+            raise RemarkError(f"{person.identity} cannot be learnt, and its pictures will fail: {error}") from error
+        known += is_kept(state_path(method, source.key(method, str(config["trainer"]["precision"]))))
     return f"{len(persons)} people, {known} known; {method.personal_iterations()} iterations for each of the others"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.errors import UsageError
 from bench.faces.same_person import odd_references
 from bench.method import RestorationMethod
-from bench.personal_state import PersonalSource, PersonalState, read_state, state_path, unfinished_path, write_state
+from bench.personal_state import PersonalSource, PersonalState, read_state, write_state
 from bench.progress import Progress
 from bench.registry import load_method, method_targets
 from bench.runs.own_pictures import (
@@ -95,11 +95,10 @@ def learn_person(
     method.to(workplace.device)
     source = PersonalSource(pictures, seed)
     key = source.key(method, workplace.precision_name)
-    going_on = unfinished_path(state_path(method, key)).is_file()
     progress = Progress("learning the person: iterations", method.personal_iterations())
 
-    def advance(count: int) -> None:
-        if going_on and not progress.done:
+    def advance(count: int, resumed: bool) -> None:
+        if resumed:
             # Those of the call that was stopped tell nothing of the time that is left.
             say(f"going on after iteration {count}, where an earlier call was stopped.")
             progress.first = count

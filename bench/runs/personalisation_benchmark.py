@@ -122,7 +122,9 @@ def _measure_size(config: dict[str, Any], size: str | None, device: torch.device
 
 def _shortened(config: dict[str, Any], size: str | None, device: torch.device) -> RestorationMethod:
     """The method with a short learning."""
-    own = {**method_settings(config["method"], size)["personalisation"], **SHORT}
+    own = method_settings(config["method"], size)["personalisation"]
+    # Samples that are new in every iteration stay so.
+    own = {**own, **SHORT, "samples": SHORT["samples"] if own["samples"] else 0}
     changed = {**config["method"], "personalisation": own}
     if size is not None:
         sizes = config["method"]["sizes"]

@@ -79,37 +79,39 @@ class Personaliser(Callback):
         rank, world_size = trainer.global_rank, trainer.world_size
         persons = people(plan.protocol.images)
         precision = str(plan.config["trainer"]["precision"])
-        sources: dict[int, PersonalSource | BenchError] = {
-            number: source_of(plan.pictures, person, int(plan.config["seed"])) for number, person in enumerate(persons)
-        }
-        keys = {
-            number: source.key(method, precision)
-            for number, source in sources.items()
-            if isinstance(source, PersonalSource)
-        }
-        todo = [number for number, key in keys.items() if not _kept(state_path(method, key))]
+        seed = int(plan.config["seed"])
+        keys: dict[int, str | BenchError] = {}
+        for number, person in enumerate(persons):
+            try:
+                keys[number] = source_of(plan.pictures, person, seed).key(method, precision)
+            except ProtocolMismatchError:
+                raise
+            except BenchError as error:
+                keys[number] = error
+        todo = [number for number, key in keys.items() if isinstance(key, str) and not is_kept(state_path(method, key))]
         # One process says who is left: another run may be learning the same people meanwhile.
         todo = trainer.strategy.broadcast(todo)
         journal = Journal(plan.run_dir / "journal" / "personalise", rank)
         mine = todo[rank::world_size]
         progress = Progress("learning persons: iterations", len(mine) * method.personal_iterations())
         for place, number in enumerate(mine, 1):
-            source = sources[number]
-            assert isinstance(source, PersonalSource)
             started, reason = time.perf_counter(), None
-            _warn(person=persons[number], source=source)
 
-            def advance(count: int, note: str = f"person {place}/{len(mine)}") -> None:
-                # More than one at once are those of an earlier call, which tell nothing of the time that is left.
-                progress.first += count if count > 1 else 0
+            def advance(count: int, resumed: bool, note: str = f"person {place}/{len(mine)}") -> None:
+                # Those of an earlier call tell nothing of the time that is left.
+                progress.first += count if resumed else 0
                 progress.advance(count, note)
 
             try:
+                source = source_of(plan.pictures, persons[number], seed)
+                _warn(persons[number], source)
                 with trainer.precision_plugin.forward_context():
-                    learn(method, source, keys[number], advance)
-            except (BenchError, RuntimeError) as error:
-                reason = f"{type(error).__name__}: {error}" if not isinstance(error, BenchError) else str(error)
-            journal.append({"key": keys[number], "seconds": time.perf_counter() - started, "reason": reason})
+                    learn(method, source, source.key(method, precision), advance)
+            except BenchError as error:
+                reason = str(error)
+            except RuntimeError as error:
+                reason = f"{type(error).__name__}: {error}"
+            journal.append({"key": str(keys[number]), "seconds": time.perf_counter() - started, "reason": reason})
         trainer.strategy.barrier("personalised")
         reasons = {
             entry["key"]: entry["reason"]
@@ -119,27 +121,26 @@ class Personaliser(Callback):
         method.persons = {
             image_id: state
             for number, person in enumerate(persons)
-            for state in [_state_of(method, sources[number], keys.get(number, ""), person, reasons)]
+            for state in [_state_of(method, person, keys[number], reasons)]
             for image_id in person.image_ids
         }
         if rank == 0:
             _say_what_failed(persons, method.persons)
 
 
-def source_of(pictures: ProtocolPictures, person: Person, seed: int) -> PersonalSource | BenchError:
-    """The person's references; or why they cannot be read."""
+def source_of(pictures: ProtocolPictures, person: Person, seed: int) -> PersonalSource:
+    """The person's references.
+
+    Raises:
+        BenchError: There are none, or one cannot be read.
+    """
     if not person.references:
-        return UsageError(f"{person.identity} has no reference to be learnt from.")
-    try:
-        crops = [torch.tensor(pictures.crop(photo)).permute(2, 0, 1).float().div(255) for photo in person.references]
-    except ProtocolMismatchError:
-        raise
-    except BenchError as error:
-        return error
+        raise UsageError(f"{person.identity} has no reference to be learnt from.")
+    crops = [torch.tensor(pictures.crop(photo)).permute(2, 0, 1).float().div(255) for photo in person.references]
     return PersonalSource(torch.stack(crops), seed)
 
 
-def _kept(path: Path) -> bool:
+def is_kept(path: Path) -> bool:
     """Whether a whole state is there."""
     try:
         read_state(path)
@@ -149,14 +150,10 @@ def _kept(path: Path) -> bool:
 
 
 def _state_of(
-    method: RestorationMethod,
-    source: PersonalSource | BenchError,
-    key: str,
-    person: Person,
-    reasons: Mapping[str, str],
+    method: RestorationMethod, person: Person, key: str | BenchError, reasons: Mapping[str, str]
 ) -> PersonalState | BenchError:
-    if isinstance(source, BenchError):
-        return UsageError(f"{person.identity} could not be learnt: {source}")
+    if isinstance(key, BenchError):
+        return UsageError(f"{person.identity} could not be learnt: {key}")
     try:
         return read_state(state_path(method, key))
     except UsageError as error:
@@ -180,7 +177,7 @@ def learn(
     method: RestorationMethod,
     source: PersonalSource,
     key: str,
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[[int, bool], None] | None = None,
 ) -> PersonalState:
     """Learns a person, or goes on where an earlier call was stopped, and keeps the state.
 
@@ -188,7 +185,7 @@ def learn(
         method: The method, where it runs.
         source: The references.
         key: Of the state, see `PersonalSource.key`.
-        advance: Told how many iterations are done since the last time.
+        advance: See `RestorationMethod.personalise`.
 
     Raises:
         BenchError: Nothing can be learnt from these references, or with these settings.
@@ -198,7 +195,7 @@ def learn(
     path.parent.mkdir(parents=True, exist_ok=True)
     # Two runs that want the same person: the second waits, and finds the state.
     with FileLock(str(path.with_suffix(".lock"))):
-        if _kept(path):
+        if is_kept(path):
             return read_state(path)
         before: dict[str, Tensor] | None = None
         if unfinished.is_file():

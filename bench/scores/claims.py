@@ -96,7 +96,7 @@ def _tested(claim: Claim, name: str, found: Found, folder: Path) -> dict[str, An
         if other.seeds != own.seeds:
             raise UsageError(
                 f"The claim {name} compares {claim.variant} with seeds {listed(own.seeds)} and {variant} with seeds "
-                f"{listed(other.seeds)} on {claim.protocol}: train and run both with the same seeds."
+                f"{listed(other.seeds)} on {claim.protocol}: make both with the same seeds."
             )
         if same := set(other.revisions) & set(own.revisions) if other is not own else set():
             raise UsageError(

@@ -56,7 +56,7 @@ def tables(results: Mapping[str, Any]) -> str:
     ]
     for protocol in protocols:
         lines += ["", *_variants(results, protocol)]
-    lines += ["", "Trained:"]
+    lines += ["", "Trained:" if kind == "training" else "Learnt:"]
     lines += [f"- {one['title']}: {' '.join(one['budget'].split())}" for one in results["variants"].values()]
     if apart := results.get("row_trained_apart"):
         lines.append(f"- The row of the boards, apart from these: {' '.join(apart['budget'].split())}")
@@ -68,7 +68,7 @@ def trainings(count: int, seeds_of: str = "training") -> str:
     """Such as "these 3 trainings of each variant", or runs where `seeds_of` says so."""
     if seeds_of == "run":
         runs = f"these {count} runs of each variant" if count > 1 else "one run of each variant"
-        return f"{runs} with the same weights, every person learnt anew in each"
+        return f"{runs} with the same weights, in which whoever is learnt was learnt anew"
     return f"these {count} trainings of each variant" if count > 1 else "one training of each variant"
 
 

@@ -108,6 +108,7 @@ class PFStorer(LatentDiffusionMethod):
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
+        _require_mappings(settings)
         own = settings["personalisation"]
         for key, known in (
             ("tunes", TUNES),
@@ -133,6 +134,11 @@ class PFStorer(LatentDiffusionMethod):
             raise UsageError(f"method.personalisation.betas must be two numbers, such as [0.9,0.99]: {own['betas']!r}.")
         for beta in own["betas"]:
             require_number("personalisation.betas", beta, 0, 0.999999)
+        require_number("tiles_per_call", settings["tiles_per_call"], 1, whole=True)
+        if not isinstance(own["degradation"], str):
+            raise UsageError(
+                f"method.personalisation.degradation must be the name of a preset, got {own['degradation']!r}."
+            )
         for key in ("gamma", "mask", "flip"):
             if not isinstance(own[key], bool):
                 raise UsageError(f"method.personalisation.{key} must be true or false, got {own[key]!r}.")
@@ -218,7 +224,7 @@ class PFStorer(LatentDiffusionMethod):
         seed: int,
         unfinished: dict[str, Tensor] | None = None,
         keep: Callable[[dict[str, Tensor]], None] | None = None,
-        advance: Callable[[int], None] | None = None,
+        advance: Callable[[int, bool], None] | None = None,
     ) -> dict[str, Tensor]:
         """See `RestorationMethod.personalise`.
 
@@ -449,6 +455,16 @@ class PFStorer(LatentDiffusionMethod):
         text = self.text(len(lq_latent), "").to(tensors["latent"])
         predicted = self.network(noised.noisy, noised.timestep, text, maps)
         return F.mse_loss(predicted.float(), noised.target.float())
+
+
+def _require_mappings(settings: dict[str, Any]) -> None:
+    own = settings["personalisation"]
+    groups = {"personalisation": own}
+    if isinstance(own, dict):
+        groups |= {f"personalisation.{key}": own[key] for key in ("learning_rates", "schedule")}
+    for key, group in groups.items():
+        if not isinstance(group, dict):
+            raise UsageError(f"method.{key} holds settings of its own, such as method.{key}.KEY=VALUE; got {group!r}.")
 
 
 def _learning_version() -> dict[str, str]:

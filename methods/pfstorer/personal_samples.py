@@ -35,7 +35,7 @@ class PersonalSamples:
         space: The autoencoder.
         flip: Whether half of the samples are mirrored.
         together: Samples of a group; by `PIXELS_TOGETHER` if not given.
-        forget: Whether only the last group made is kept, for samples that are used once.
+        forget: Whether the groups last asked for alone are kept, for samples that are used once.
     """
 
     def __init__(
@@ -69,7 +69,10 @@ class PersonalSamples:
 
     def latents(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Latents of some samples (B,) and of their LQ pictures, (B, C, h, w) each."""
-        groups = [self._group(int(row) // self._together) for row in rows]
+        numbers = [int(row) // self._together for row in rows]
+        if self._forget:
+            self._groups = {number: own for number, own in self._groups.items() if number in numbers}
+        groups = [self._group(number) for number in numbers]
         places = [int(row) % self._together for row in rows]
         clean, lq = (
             torch.stack([group[kind][place] for group, place in zip(groups, places, strict=True)]) for kind in (0, 1)
@@ -86,11 +89,7 @@ class PersonalSamples:
 
     def _group(self, number: int) -> tuple[Tensor, Tensor]:
         if number not in self._groups:
-            made = self._made(slice(number * self._together, (number + 1) * self._together))
-            if self._forget:
-                # An iteration may need the end of one group and the beginning of the next.
-                self._groups = {last: own for last, own in self._groups.items() if last == number - 1}
-            self._groups[number] = made
+            self._groups[number] = self._made(slice(number * self._together, (number + 1) * self._together))
         return self._groups[number]
 
     @torch.no_grad()

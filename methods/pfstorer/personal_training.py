@@ -126,23 +126,23 @@ class PersonalTraining:
 
     # Learning ----------------------------------------------------------------------------------
 
-    def run(self, keep: Keep | None = None, advance: Callable[[int], None] | None = None) -> None:
+    def run(self, keep: Keep | None = None, advance: Callable[[int, bool], None] | None = None) -> None:
         """Learns to the end.
 
         Args:
             keep: Takes what going on needs, see `KEEP_EVERY`.
-            advance: Told of every iteration.
+            advance: See `RestorationMethod.personalise`.
         """
         last, often = int(self.options["iterations"]), KEEP_EVERY[self.options["tunes"]]
         if advance is not None and self.iteration:
-            advance(self.iteration)
+            advance(self.iteration, True)
         with torch.inference_mode(False), torch.enable_grad():
             while self.iteration < last:
                 self.step()
                 if keep is not None and self.iteration % often == 0 and self.iteration < last:
                     keep(self.unfinished())
                 if advance is not None:
-                    advance(1)
+                    advance(1, False)
 
     def step(self) -> Tensor:
         """One iteration; returns the loss."""
@@ -174,15 +174,15 @@ class PersonalTraining:
 
     def _sum(self, predicted: Tensor, target: Tensor, person: Personalised | None) -> Tensor:
         """The terms of Eq. 5, weighted; predictions with the LQ come first, then those with the null LQ, if any."""
-        loss = self._distance(predicted[: len(target)], target)
+        loss = self.distance(predicted[: len(target)], target)
         if len(predicted) > len(target):
-            loss = loss + float(self.options["generative"]) * self._distance(predicted[len(target) :], target)
+            loss = loss + float(self.options["generative"]) * self.distance(predicted[len(target) :], target)
         weight = float(self.options["attention"])
         if person is not None and person.maps and weight:
             loss = loss + weight * torch.stack([attention_regulariser(maps) for maps in person.maps.values()]).sum()
         return loss
 
-    def _distance(self, predicted: Tensor, target: Tensor) -> Tensor:
+    def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Of Eqs. 2 and 4: squared as RestorerID and AuthFace have it, or as they are printed."""
         if self.options["norm"] == "printed":
             return (predicted.float() - target.float()).flatten(1).norm(dim=1).mean()

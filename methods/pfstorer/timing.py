@@ -122,13 +122,14 @@ class PlainPersonalTraining:
         tokens = method.reference_tokens(own.network, references, noised.timestep)
         null = method.null_lq(lq_latent)
         loss, person = torch.zeros((), device=lq_latent.device), None
-        for lq, weight in ((lq_latent, 1.0), (null, float(options["generative"]))):
+        terms = [(lq_latent, 1.0), (null, float(options["generative"]))]
+        for lq, weight in (term for term in terms if term[1]):
             if own.parts is not None:
                 learnt = own.text() if own.text is not None else None
                 person = Personalised(own.parts.by_site(), tokens, learnt, bool(options["mask"]))
             maps = own.network.lq_maps(lq, noised.timestep)
             predicted = own.network(noised.noisy, noised.timestep, text, maps, person)
-            loss = loss + weight * torch.nn.functional.mse_loss(predicted.float(), noised.target.float())
+            loss = loss + weight * own.distance(predicted, noised.target)
         if person is not None and person.maps:
             loss = loss + options["attention"] * sum(attention_regulariser(maps) for maps in person.maps.values())
         return loss

@@ -276,7 +276,7 @@ def test_runs_that_are_not_what_is_stated_are_refused(method: Path, make: Make) 
     make("base"), make("whole")
     with pytest.raises(UsageError, match="needs runs of blind on orl_heavy"):
         evaluate(claims, make("whole"))
-    with pytest.raises(UsageError, match="train and run both with the same seeds"):
+    with pytest.raises(UsageError, match="make both with the same seeds"):
         evaluate(claims, make("blind", (0, 1)))
     folder = make("blind")
     with pytest.raises(UsageError, match="all seeds that were stated count"):

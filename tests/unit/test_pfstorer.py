@@ -192,7 +192,7 @@ def test_the_printed_norm_is_not_squared(method: PFStorer, references: Tensor) -
     one, other = torch.randn(3, 8, 4, 4), torch.randn(3, 8, 4, 4)
     training.options = {**training.options, "norm": "printed"}
     by_hand = sum(float(((a - b) ** 2).sum()) ** 0.5 for a, b in zip(one, other, strict=True)) / 3
-    assert float(training._distance(one, other)) == pytest.approx(by_hand, rel=1e-5)
+    assert float(training.distance(one, other)) == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_what_is_kept_of_the_encoder_changes_no_prediction(method: PFStorer, references: Tensor) -> None:
@@ -257,6 +257,22 @@ def test_samples_show_every_reference_and_read_another(method: PFStorer, referen
     assert not torch.equal(samples.latents(rows)[1], other.latents(rows)[1])
 
 
+def test_fresh_samples_are_made_once(references: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("methods.pfstorer.personal_samples.PIXELS_TOGETHER", SIDE**2)
+    made: list[slice] = []
+    make = PersonalSamples._made
+
+    def counted(self: PersonalSamples, rows: slice) -> tuple[Tensor, Tensor]:
+        made.append(rows)
+        return make(self, rows)
+
+    monkeypatch.setattr(PersonalSamples, "_made", counted)
+    training = built(*WAYS[1], "method.personalisation.iterations=3").personal_training(references, seed=7)
+    training.run()
+    assert [rows.start for rows in made] == list(range(3 * 4))
+    assert len(training.samples._groups) == 4
+
+
 def test_samples_do_not_depend_on_which_are_asked_for_first(method: PFStorer, references: Tensor) -> None:
     one, other = (
         PersonalSamples(references, 10, 3, method.degradation, method.space, together=4, forget=True) for _ in range(2)
@@ -287,9 +303,9 @@ def test_a_stopped_learning_ends_with_the_same_bits(words: tuple[str, ...], refe
     kept: list[dict[str, Tensor]] = []
     whole = method.personalise(references, seed=3, keep=kept.append)
     assert int(kept[0]["iteration"]) == 25
-    told: list[int] = []
-    rest = method.personalise(references, seed=3, unfinished=kept[0], advance=told.append)
-    assert told == [25, 1, 1, 1, 1, 1]
+    told: list[tuple[int, bool]] = []
+    rest = method.personalise(references, seed=3, unfinished=kept[0], advance=lambda *own: told.append(own))
+    assert told == [(25, True), *[(1, False)] * 5]
     assert whole.keys() == rest.keys()
     assert [name for name in whole if not torch.equal(whole[name], rest[name])] == []
     other = method.personalise(references, seed=4)
@@ -309,7 +325,9 @@ def test_a_learning_begins_anew_where_what_was_left_is_of_no_use(
     key = source.key(method, "32-true")
     left = unfinished_path(state_path(method, key))
     write_tensors(left, state, {"key": key})
-    learnt = learn(method, source, key)
+    told: list[tuple[int, bool]] = []
+    learnt = learn(method, source, key, lambda *own: told.append(own))
+    assert told == [(1, False)] * method.personal_iterations()
     assert not left.exists()
     expected = method.personalise(references, source.own_seed)
     assert [name for name, value in expected.items() if not torch.equal(value, learnt.tensors[name])] == []
@@ -358,6 +376,27 @@ def test_the_key_names_all_that_decides_a_state(method: PFStorer, references: Te
     assert len(others | {key}) == 6
     # How pictures are made of a state is not part of it.
     assert source.key(built("method.self_ensemble=false", "method.personalisation.references=first"), "32-true") == key
+
+
+def test_another_version_of_the_learning_is_another_state_and_row(
+    references: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose("run", ["method=pfstorer", "size=demo"])
+    source, found = PersonalSource(references, 0), set()
+    for version in (1, 2):
+        monkeypatch.setattr("methods.pfstorer.module.LEARNING_VERSION", version)
+        method, revision, _ = build_method(config)
+        found |= {source.key(method, "32-true"), revision}
+    assert len(found) == 4
+
+
+def test_a_long_sampling_keeps_the_tokens_of_one_step(references: Tensor, state: dict[str, Tensor]) -> None:
+    batch = batch_of(blurred(references[:1]), references)
+    for steps, kept in ((9, 1), (3, 3)):
+        method = built("method.sampling.preset=fast", "method.sampling.guidance=1", f"method.sampling.steps={steps}")
+        assert torch.isfinite(restored(method, batch, state, references)).all()
+        (person,) = method._ready.values()
+        assert len(person.tokens) == kept
 
 
 def test_a_state_that_does_not_fit_is_refused(method: PFStorer, references: Tensor, state: dict[str, Tensor]) -> None:
@@ -437,6 +476,10 @@ def test_no_border_of_a_tile_shows(method: PFStorer, references: Tensor, state: 
         ("method.personalisation.betas=[0.9,1.5]", "betas"),
         ("method.personalisation.gamma=maybe", "personalisation.gamma"),
         ("method.personalisation.mask=1", "personalisation.mask"),
+        ("method.personalisation.learning_rates=0.1", "personalisation.learning_rates"),
+        ("method.personalisation.schedule=null", "personalisation.schedule"),
+        ("method.personalisation.degradation=null", "personalisation.degradation"),
+        ("method.tiles_per_call=0", "tiles_per_call"),
     ],
 )
 def test_settings_out_of_range_are_refused(word: str, message: str) -> None:
