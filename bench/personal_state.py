@@ -19,7 +19,7 @@ from bench.errors import UsageError
 from bench.files import sha256_bytes
 from bench.paths import bench_home
 from bench.seeds import derive_seed
-from bench.weights.method_weights import read_weights, write_tensors
+from bench.weights.method_weights import read_metadata, read_weights, write_tensors
 
 if TYPE_CHECKING:
     from bench.method import RestorationMethod
@@ -155,8 +155,8 @@ def write_state(path: Path, state: PersonalState) -> None:
     write_tensors(path, tensors, metadata)
 
 
-def read_state(path: Path) -> PersonalState:
-    """Reads a state.
+def require_state(path: Path) -> None:
+    """Checks that a file holds a whole state, without reading its tensors.
 
     Raises:
         UsageError: There is no such file, or it holds something else.
@@ -165,7 +165,7 @@ def read_state(path: Path) -> PersonalState:
         raise UsageError(
             f"{path} is not a file. Make it with: bench personalise method=NAME --reference FILE ... -o {path}"
         )
-    tensors, metadata = read_weights(path)
+    metadata = read_metadata(path)
     wanted = {"format", "method", "base", "key", "references", "seed"}
     if missing := sorted(wanted - metadata.keys()):
         raise UsageError(
@@ -177,6 +177,16 @@ def read_state(path: Path) -> PersonalState:
             f"{path} is a personal state of format {metadata['format']}, this version reads format {FORMAT}. Make it "
             "again with: bench personalise"
         )
+
+
+def read_state(path: Path) -> PersonalState:
+    """Reads a state.
+
+    Raises:
+        UsageError: See `require_state`.
+    """
+    require_state(path)
+    tensors, metadata = read_weights(path)
     references: Sequence[str] = json.loads(metadata["references"])
     return PersonalState(
         tensors, metadata["method"], metadata["base"], metadata["key"], tuple(references), int(metadata["seed"])

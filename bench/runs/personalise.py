@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bench.personal_state import (
     PersonalState,
     UnfinishedError,
     read_state,
+    require_state,
     state_path,
     unfinished_path,
     write_state,
@@ -118,14 +120,12 @@ class Personaliser(Callback):
             for entry in read_journals(plan.run_dir / "journal" / "personalise")
             if entry["reason"]
         }
-        method.persons = {
-            image_id: state
-            for number, person in enumerate(persons)
-            for state in [_state_of(method, person, keys[number], reasons)]
-            for image_id in person.image_ids
-        }
+        found = {number: _place_of(method, persons[number], key, reasons) for number, key in keys.items()}
+        method.persons = KeptStates(
+            {image_id: found[number] for number, person in enumerate(persons) for image_id in person.image_ids}
+        )
         if rank == 0:
-            _say_what_failed(persons, method.persons)
+            _say_what_failed(persons, found)
 
 
 def source_of(pictures: ProtocolPictures, person: Person, seed: int) -> PersonalSource:
@@ -143,21 +143,47 @@ def source_of(pictures: ProtocolPictures, person: Person, seed: int) -> Personal
 def is_kept(path: Path) -> bool:
     """Whether a whole state is there."""
     try:
-        read_state(path)
+        require_state(path)
     except UsageError:
         return False
     return True
 
 
-def _state_of(
+def _place_of(
     method: RestorationMethod, person: Person, key: str | BenchError, reasons: Mapping[str, str]
-) -> PersonalState | BenchError:
+) -> Path | BenchError:
+    """Where a person's state is kept; or why there is none."""
     if isinstance(key, BenchError):
         return UsageError(f"{person.identity} could not be learnt: {key}")
+    path = state_path(method, key)
     try:
-        return read_state(state_path(method, key))
+        require_state(path)
     except UsageError as error:
         return UsageError(f"{person.identity} could not be learnt: {reasons.get(key, error)}")
+    return path
+
+
+class KeptStates(Mapping[str, "PersonalState | BenchError"]):
+    """States by image id, read when they are asked for: a tuned UNet of each person would fill the memory.
+
+    Args:
+        places: Where the state of the person on each picture is kept, or why there is none.
+    """
+
+    def __init__(self, places: Mapping[str, Path | BenchError]) -> None:
+        self._places = places
+        # The pictures of a person follow one another.
+        self._read = lru_cache(maxsize=1)(read_state)
+
+    def __getitem__(self, image_id: str) -> PersonalState | BenchError:
+        place = self._places[image_id]
+        return place if isinstance(place, BenchError) else self._read(place)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def _warn(person: Person, source: PersonalSource) -> None:
@@ -166,11 +192,10 @@ def _warn(person: Person, source: PersonalSource) -> None:
         print(f"bench: warning: {person.identity}: {sentence}", file=sys.stderr)  # noqa: T201
 
 
-def _say_what_failed(persons: Sequence[Person], states: Mapping[str, PersonalState | BenchError]) -> None:
-    for person in persons:
-        state = states[person.image_ids[0]]
-        if isinstance(state, BenchError):
-            print(f"bench: {state} {len(person.image_ids)} pictures fail.", file=sys.stderr)  # noqa: T201
+def _say_what_failed(persons: Sequence[Person], found: Mapping[int, Path | BenchError]) -> None:
+    for number, person in enumerate(persons):
+        if isinstance(found[number], BenchError):
+            print(f"bench: {found[number]} {len(person.image_ids)} pictures fail.", file=sys.stderr)  # noqa: T201
 
 
 def learn(

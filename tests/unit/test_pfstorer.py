@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from bench.image import read_image
 from bench.leaderboard.variants import variant_suffix, variant_words
 from bench.personal_state import (
     PersonalSource,
+    PersonalState,
     UnfinishedError,
     base_id,
     read_state,
@@ -25,7 +27,7 @@ from bench.personal_state import (
     unfinished_path,
     write_state,
 )
-from bench.runs.personalise import learn
+from bench.runs.personalise import KeptStates, learn
 from bench.runs.plan import build_method
 from bench.weights.method_weights import write_tensors
 from methods.blocks.frozen_encoder import FrozenEncoder
@@ -360,6 +362,27 @@ def test_a_state_is_small_and_read_as_it_was_written(
     other = built("method.personalisation.sites=every_second")
     with pytest.raises(UsageError, match=f"{base_id(method)}.*{base_id(other)}"):
         found.require_made_for(other, "me.safetensors")
+
+
+def test_states_of_a_run_are_read_one_at_a_time(
+    method: PFStorer, references: Tensor, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    for name in "ab":
+        write_state(tmp_path / f"{name}.safetensors", PersonalSource(references, 0).state(method, name, state))
+    reason = UsageError("nobody could be learnt")
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    kept = KeptStates({"1": a, "2": a, "3": b, "4": reason})
+    assert list(kept) == ["1", "2", "3", "4"]
+    first = kept["1"]
+    assert kept["2"] is first, "read once for a person's pictures"
+    assert isinstance(first, PersonalState)
+    assert first.key == "a"
+    gone = weakref.ref(first)
+    del first
+    assert isinstance(kept["3"], PersonalState)
+    assert gone() is None, "one person's state at a time"
+    assert kept["4"] is reason
+    assert kept.get("5") is None
 
 
 def test_the_key_names_all_that_decides_a_state(method: PFStorer, references: Tensor) -> None:
