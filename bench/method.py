@@ -231,7 +231,10 @@ class RestorationMethod(LightningModule):
                 restored = self.restore_at_native_size(batch.for_restoration()).float().cpu()
         except Exception as error:
             if len(batch) == 1:
-                return [(error, time.perf_counter() - started)]
+                from bench.runs.memory import is_out_of_memory, restoring_out_of_memory
+
+                said = restoring_out_of_memory(self) if is_out_of_memory(error) else error
+                return [(said, time.perf_counter() - started)]
             return [result for row in range(len(batch)) for result in self.predict_step(batch.row(row))]
         seconds = (time.perf_counter() - started) / len(batch)
         return [(picture, seconds) for picture in restored]

@@ -223,8 +223,13 @@ def _sentences(one: dict[str, Any]) -> list[str]:
     lines.append(
         f"training (stage {training['stage']}, batch {training['batch_size']}, {training['dtype']}): "
         f"{training['samples_per_second']:.2f} samples/s"
+        + ("" if training["peak_memory_mb"] is None else f", peak memory {training['peak_memory_mb']:.0f} MB")
         + ("" if utilisation is None else f", model FLOPs utilisation {utilisation:.0%}")
     )
+    if training["faster_than_diffusers"] is not None:
+        lines.append(
+            f"that is {training['faster_than_diffusers']:.2f} times as fast as this step:\n\n{training['pattern']}\n"
+        )
     return lines + [f"{one['size'] or 'note'}: {note}" for note in one["notes"]]
 
 

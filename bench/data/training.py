@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -31,6 +32,7 @@ from bench.seeds import derive_seed
 
 # Decoded crops are kept up to this size, so that memory does not grow with the data set.
 CACHED_BYTES = 256 * 2**20
+NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class TrainingPairs(IterableDataset[FaceBatch]):
             self.people[identity] = [
                 TrainingPhoto(identity, photo) for photo in aligned if photo is not None and photo.points is not None
             ]
+        self._say_left_out([path for name in sorted(chosen) for path in paths[name]])
         self.people = {name: own for name, own in self.people.items() if len(own) > settings.references}
         if not self.people:
             rule = card.splits.get("rule", "listed")
@@ -140,6 +143,18 @@ class TrainingPairs(IterableDataset[FaceBatch]):
         for position, own in enumerate(self.photos):
             self._others.setdefault(own.identity, []).append(position)
         self._picture = lru_cache(maxsize=max(1, CACHED_BYTES // (3 * self.size**2)))(self._read)
+
+    def _say_left_out(self, paths: list[str]) -> None:
+        """Counts the photographs that show no face, of which nothing is learnt."""
+        kept = {own.photo.path for people in self.people.values() for own in people}
+        without = [path for path in paths if path not in kept]
+        if without and not self.rank:
+            first = ", ".join(without[:NAMED]) + (", …" if len(without) > NAMED else "")
+            print(  # noqa: T201
+                f"bench: left out of the training: {len(without)} of {len(paths)} photographs, which show no face or "
+                f"cannot be read ({first})",
+                file=sys.stderr,
+            )
 
     def _read(self, path: str, position: int) -> Tensor:
         photo = self.photos[position].photo

@@ -23,9 +23,7 @@ REQUIRED = (
     "torch", "lightning", "torchvision", "numpy", "scipy", "cv2", "PIL", "pandas", "pyarrow", "hydra", "omegaconf",
     "mlflow", "jinja2", "safetensors", "psutil",
 )  # fmt: skip
-INTERPRETER_MB = 900
 REPORT_MB = 10
-MAPS_IN_FLIGHT = 150
 
 
 @dataclass(frozen=True)
@@ -264,17 +262,15 @@ def _disk(config: dict[str, Any], found: dict[str, Any]) -> str:
 
 
 def _memory(config: dict[str, Any], found: dict[str, Any]) -> str:
-    """Rough: interpreter and packages, weights twice, and 150 float maps of the picture's size."""
+    """Compares a rough estimate with what is free."""
     import psutil
     import torch
 
+    from bench.runs.memory import restoring_mb
+
     method = found.get("method")
     side = (method.native_size if method else None) or int(config["data"]["size"])
-    batch = int(config["batch_size"])
-    network = found.get("parameters", 0) * 8 / 1e6 + (
-        batch * side * side * 4 * 150 / 1e6 if found.get("parameters") else 0
-    )
-    needed = INTERPRETER_MB + network
+    needed = restoring_mb(found.get("parameters", 0), int(config["batch_size"]), side)
     gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
     free = (torch.cuda.mem_get_info()[0] if gpu else psutil.virtual_memory().available) / 1e6
     where = "on the GPU" if gpu else "of main memory"

@@ -72,6 +72,17 @@ class Comparable(Protocol):
         ...
 
 
+class PlainTraining(Protocol):
+    """A method's training step as diffusers documents it."""
+
+    pattern: str
+    optimiser: torch.optim.Optimizer
+
+    def loss(self) -> Tensor:
+        """The loss of a batch."""
+        ...
+
+
 @dataclass
 class _Side:
     name: str
@@ -147,7 +158,9 @@ def _measure_size(
     _take_turns(sides, batch, seconds)
     by_name = {side.name: side for side in sides}
     rows = [_row(side, by_name["diffusers"], count) for side in sides]
-    if (share := cast(Any, ours).sampler.settings.guided_share) < 1:
+    sampling = cast(Any, ours).sampler.settings
+    guided = getattr(ours, "guided", sampling.guidance != 1)
+    if guided and (share := sampling.guided_share) < 1:
         notes.append(f"ours guides {share:.0%} of the steps, diffusers' pattern all: pictures are not compared")
         for row in rows:
             row.update(largest_difference_255=None, mean_difference_255=None)
@@ -165,11 +178,16 @@ def _measure_size(
         "compiled_ratio": _ratio(by_name["diffusers"], by_name.get("ours, compiled")),
         "fast_ratio": _ratio(slow, fast) if slow.steps > fast.steps else None,
         "flat": _flat(ours, count, images, batch) if images else None,
-        "training": _training(config, size, device),
         "peak_memory_mb": peak,
         "notes": list(dict.fromkeys(notes)),
     }
-    return record
+    # What was timed makes room: its networks and those of a training may not fit beside each other.
+    sides.clear()
+    by_name.clear()
+    del ours, plain, slow, fast
+    if gpu:
+        torch.cuda.empty_cache()
+    return record | {"training": _training(config, size, device)}
 
 
 def _changed(config: dict[str, Any], size: str | None, changes: dict[str, Any]) -> dict[str, Any]:
@@ -264,7 +282,10 @@ def _flat(method: RestorationMethod, count: int, images: int, batch: FaceBatch) 
 
 
 def _training(config: dict[str, Any], size: str | None, device: torch.device) -> dict[str, Any]:
-    """Samples per second of a training step on random latents, and on a known GPU the model FLOPs utilisation."""
+    """Samples per second of a training step on random latents, and on a known GPU the model FLOPs utilisation.
+
+    Where the method knows diffusers' documented training step, the two take turns.
+    """
     method = build(config, size, torch.device("cpu"), [], check=False).train().to(device)
     for parameter in method.parameters():
         parameter.requires_grad_(True)
@@ -276,22 +297,43 @@ def _training(config: dict[str, Any], size: str | None, device: torch.device) ->
     precision = str(config["trainer"]["precision"])
     autocast = torch.bfloat16 if device.type == "cuda" and precision == "32-true" else AUTOCAST.get(precision)
 
-    def step() -> None:
-        optimiser.zero_grad()
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            loss = cast(Tensor, method.training_step(batch, 0))
-        loss.backward()
-        optimiser.step()
+    def stepping(loss: Callable[[], Tensor], optimiser: torch.optim.Optimizer) -> Callable[[], None]:
+        def step() -> None:
+            optimiser.zero_grad()
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                value = loss()
+            value.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
 
-    times = []
-    for _ in range(1 + TRAINING_STEPS):
-        started = time.perf_counter()
+        return step
+
+    def timed(step: Callable[[], None]) -> tuple[float, float]:
+        """Seconds on the clock, and those to compare by: on a CPU of the processors."""
+        started, started_work = time.perf_counter(), time.process_time()
         step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    seconds = float(np.median(times[1:]))
-    flops = counted_flops(step)
+        elapsed = time.perf_counter() - started
+        return elapsed, elapsed if device.type == "cuda" else time.process_time() - started_work
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    ours = stepping(lambda: cast(Tensor, method.training_step(batch, 0)), optimiser)
+    timed(ours)  # warms up
+    memory = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+    documented: Any = getattr(method, "plain_training", lambda count: None)
+    plain = cast("PlainTraining | None", documented(count))
+    theirs = None if plain is None else stepping(plain.loss, plain.optimiser)
+    if theirs is not None:
+        timed(theirs)
+    taken, ratios = [], []
+    for _ in range(TRAINING_STEPS):
+        elapsed, own = timed(ours)
+        taken.append(elapsed)
+        if theirs is not None:
+            ratios.append(timed(theirs)[1] / own)
+    seconds = float(np.median(taken))
+    flops = counted_flops(ours)
     peak = _peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     known = peak is not None and autocast is torch.bfloat16 and flops is not None
     return {
@@ -299,6 +341,9 @@ def _training(config: dict[str, Any], size: str | None, device: torch.device) ->
         "batch_size": count,
         "dtype": str(autocast or torch.float32).removeprefix("torch."),
         "samples_per_second": count / seconds,
+        "faster_than_diffusers": float(np.median(ratios)) if ratios else None,
+        "pattern": None if plain is None else plain.pattern,
+        "peak_memory_mb": memory,
         "gflops": None if flops is None else flops / 1e9,
         "peak_tflops": None if peak is None else peak / 1e12,
         "model_flops_utilisation": flops / seconds / peak if known and flops and peak else None,

@@ -27,6 +27,12 @@ def trainer_options(settings: dict[str, Any], *, training: bool) -> dict[str, An
         raise UsageError(f"trainer.accelerator={accelerator!r} is not known: cpu, cuda or auto.")
     if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
         raise UsageError("trainer.accelerator=cuda, but no CUDA device is visible. Use trainer.accelerator=cpu.")
+    strategy = settings["strategy"]
+    if strategy not in ("auto", "single_device") and not str(strategy).startswith("ddp"):
+        raise UsageError(
+            f"trainer.strategy={strategy!r} is none that training or evaluation is exact with: auto or ddp. A network "
+            "is not split over devices here."
+        )
     devices = settings["devices"]
     # On a CPU "auto" means one process; on GPUs, one for each.
     local = devices if isinstance(devices, int) else max(1, torch.cuda.device_count())

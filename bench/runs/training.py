@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -22,6 +23,7 @@ from bench.paths import runs_root
 from bench.protocol.protocol import DataSettings
 from bench.registry import load_method
 from bench.runs.environment import environment
+from bench.runs.memory import is_out_of_memory, training_out_of_memory
 from bench.runs.processes import shared_run_dir
 from bench.runs.progress import ProgressLines
 from bench.runs.trainer import trainer_options
@@ -151,6 +153,11 @@ def _fit(
     except SystemExit as stopped:
         # Lightning's own answer to an interrupt, and to the signal by which a scheduler ends a job.
         raise KeyboardInterrupt from stopped
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        free = _device_memory(trainer)
+        raise training_out_of_memory(method, samples.batch_size, free, str(options["precision"])) from error
     trainer.save_checkpoint(last)
     result = {
         "run_dir": str(run_dir),
@@ -176,6 +183,14 @@ def _fit(
         result["weights"] = str(path)
         write_json(run_dir / "training.json", result | {"environment": environment()})
     return result
+
+
+def _device_memory(trainer: Trainer) -> float:
+    """Memory of the device that a process trains on, in MB."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory) / 1e6
+    return float(psutil.virtual_memory().total) / 1e6
 
 
 def _resumable(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """AuthFace's time-aware latent facial feature loss, each part usable alone.
 
-Source: AuthFace (Li et al., ACM MM 2025), Eqs. 2-4. Two printed equations are not followed: Eq. 2 writes a product of
-betas where DDIM (Song et al., ICLR 2021, Eq. 12) has one of alphas, and the text's logit is symmetric about a half,
+Source: AuthFace (Liang et al., ACM MM 2025), Eqs. 2-4. Two printed equations are not followed: Eq. 2 writes a product
+of betas where DDIM (Song et al., ICLR 2021, Eq. 12) has one of alphas, and the text's logit is symmetric about a half,
 which no logit is.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from bench.data.augmentation import LEFT_RIGHT
 from bench.errors import UsageError, unknown_name
 
 Weighting = Literal["logit_normal", "exponential", "constant"]
@@ -84,6 +85,17 @@ def predicted_latent(z_t: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor
 # Regions ------------------------------------------------------------------------------------------
 
 
+def inside(points: Tensor, size: int) -> Tensor:
+    """Whether eyes and mouth of faces are in the picture, (B,).
+
+    Args:
+        points: (B, 5, 2), see `region_boxes`.
+        size: Side of the pictures in pixels.
+    """
+    needed = points[:, [0, 1, 3, 4]]
+    return ((needed >= 0) & (needed <= size - 1)).flatten(1).all(1)
+
+
 def region_boxes(points: Tensor) -> dict[Region, Tensor]:
     """Boxes around eyes and mouth in a picture.
 
@@ -115,7 +127,7 @@ def flipped(points: Tensor, size: int) -> Tensor:
         size: Width of the pictures in pixels.
     """
     mirrored = points * points.new_tensor([-1, 1]) + points.new_tensor([size - 1, 0])
-    return mirrored[:, [1, 0, 2, 4, 3]]
+    return mirrored[:, LEFT_RIGHT]
 
 
 def crop_regions(latents: Tensor, boxes: Tensor, factor: int = 8, patch: int = PATCH) -> Tensor:
@@ -260,6 +272,7 @@ class FacialLoss(nn.Module):
         m: See `time_weight`.
         s: See `time_weight`.
         saturating: See `generator_terms`.
+        patch: Side of the patches that the discriminators read.
     """
 
     def __init__(
@@ -272,15 +285,22 @@ class FacialLoss(nn.Module):
         m: float = -0.5,
         s: float = 1.0,
         saturating: bool = True,
+        patch: int = PATCH,
     ) -> None:
         super().__init__()
         self.discriminators = nn.ModuleDict({region: RegionDiscriminator(channels, width) for region in REGIONS})
         self.discriminative, self.style, self.saturating = discriminative, style, saturating
-        self.weighting, self.m, self.s = weighting, m, s
+        self.weighting, self.m, self.s, self.patch = weighting, m, s, patch
         time_weight(torch.zeros(1), m, s, weighting)
 
     def forward(
-        self, predicted: Tensor, real: Tensor, points: Tensor, t: Tensor, factor: int = 8
+        self,
+        predicted: Tensor,
+        real: Tensor,
+        points: Tensor,
+        t: Tensor,
+        factor: int = 8,
+        seen: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What the restoration network learns.
 
@@ -290,23 +310,32 @@ class FacialLoss(nn.Module):
             points: Five points of the ground truth, (B, 5, 2), see `region_boxes`.
             t: Timesteps over the schedule's length, (B,).
             factor: Pixels per latent pixel along a side.
+            seen: Which pictures show eyes and mouth, (B,), see `inside`; the others weigh nothing. All if not given.
 
         Returns:
             The loss, one number; and its terms by `region/term`, detached and not yet weighted by lambda.
         """
         total = predicted.new_zeros(())
         terms: dict[str, Tensor] = {}
-        for region, ours, theirs, weight in self._regions(predicted, real, points, t, factor):
+        for region, ours, theirs, weight in self._regions(predicted, real, points, t, factor, seen):
             own = generator_terms(self._discriminator(region), ours, theirs, weight, self.saturating)
             total = total + self.discriminative * own.discriminative + self.style * own.style
             terms |= {f"{region}/discriminative": own.discriminative.detach(), f"{region}/style": own.style.detach()}
         return total, terms
 
-    def discriminator_loss(self, predicted: Tensor, real: Tensor, points: Tensor, t: Tensor, factor: int = 8) -> Tensor:
+    def discriminator_loss(
+        self,
+        predicted: Tensor,
+        real: Tensor,
+        points: Tensor,
+        t: Tensor,
+        factor: int = 8,
+        seen: Tensor | None = None,
+    ) -> Tensor:
         """What the discriminators learn; arguments as of `forward`, none of which takes gradients. One number."""
         losses = [
             discriminator_loss(self._discriminator(region), ours, theirs, weight)
-            for region, ours, theirs, weight in self._regions(predicted.detach(), real, points, t, factor)
+            for region, ours, theirs, weight in self._regions(predicted.detach(), real, points, t, factor, seen)
         ]
         return torch.stack(losses).sum()
 
@@ -314,8 +343,11 @@ class FacialLoss(nn.Module):
         return cast(RegionDiscriminator, self.discriminators[region])
 
     def _regions(
-        self, predicted: Tensor, real: Tensor, points: Tensor, t: Tensor, factor: int
+        self, predicted: Tensor, real: Tensor, points: Tensor, t: Tensor, factor: int, seen: Tensor | None
     ) -> Iterator[tuple[Region, Tensor, Tensor, Tensor]]:
         weight = time_weight(t, self.m, self.s, self.weighting)
+        if seen is not None:
+            weight = weight * seen.to(weight)
         for region, boxes in region_boxes(points).items():
-            yield region, crop_regions(predicted, boxes, factor), crop_regions(real, boxes, factor), weight
+            ours, theirs = (crop_regions(latents, boxes, factor, self.patch) for latents in (predicted, real))
+            yield region, ours, theirs, weight

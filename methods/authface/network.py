@@ -2,73 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
-from diffusers.models.controlnets.controlnet import ControlNetModel
-from torch import Tensor, nn
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding, ControlNetModel
+from torch import Tensor
 
-from bench.errors import UsageError, unknown_name
+from bench.errors import UsageError
+from methods.authface.conditions import PromptStates
+from methods.authface.tags import TagEncoder
+from methods.blocks.adapted_unet import compile_regions
 from methods.blocks.base_models import BaseModel
 from methods.blocks.latent_diffusion import build_unet
+from methods.blocks.staged_network import StagedNetwork
 
-#: Stage of training -> what it trains: the whole UNet on portraits, then the ControlNet alone (Sec. 3.1 and 3.2).
-STAGES: Mapping[str, tuple[str, ...]] = {"prior": ("unet",), "control": ("controlnet",)}
-
-
-@dataclass(frozen=True)
-class PromptStates:
-    """What SDXL reads of a prompt.
-
-    Attributes:
-        tokens: States of both text encoders, one beside the other, (B, T, width).
-        pooled: The second encoder's summary, (B, pooled width).
-    """
-
-    tokens: Tensor
-    pooled: Tensor
-
-    def rows(self, count: int) -> PromptStates:
-        """One prompt for `count` pictures, or as many as there are already."""
-        return PromptStates(self.tokens.expand(count, -1, -1), self.pooled.expand(count, -1))
+#: Channels of the ControlNet's convolutions over the picture, diffusers' own.
+CONDITION_CHANNELS = (16, 32, 96, 256)
 
 
-def picture_times(count: int, size: int, device: torch.device | str = "cpu") -> Tensor:
-    """SDXL's micro-conditioning of pictures that are neither resized nor cropped (Podell et al., ICLR 2024, Sec. 2.2).
+class KeptEmbedding(ControlNetConditioningEmbedding):
+    """ControlNet's convolutions over the degraded picture, which are the same in every step of a sampling."""
 
-    Args:
-        count: Number of pictures.
-        size: Their side in pixels, original and wanted.
-        device: Where the result lies.
+    #: By the id of the pictures' tensor: the tensor, which keeps its id from being used again, and the features.
+    kept: dict[int, tuple[Tensor, Tensor]] | None = None
 
-    Returns:
-        (count, 6): original height and width, upper left corner of the crop, wanted height and width.
-    """
-    row = torch.tensor([size, size, 0, 0, size, size], dtype=torch.float32, device=device)
-    return row.expand(count, -1)
+    def forward(self, conditioning: Tensor) -> Tensor:
+        """Features of pictures (B, 3, H, W); those kept, if the pictures are a tensor that came before."""
+        if self.kept is None:
+            return super().forward(conditioning)
+        if id(conditioning) not in self.kept:
+            self.kept[id(conditioning)] = (conditioning, super().forward(conditioning))
+        return self.kept[id(conditioning)][1]
 
 
-class AuthFaceNetwork(nn.Module):
-    """Denoiser of AuthFace (Li et al., ACM MM 2025, Fig. 4).
+class AuthFaceNetwork(StagedNetwork):
+    """Denoiser of AuthFace (Liang et al., ACM MM 2025, Fig. 4).
+
+    Stage `prior` tunes the whole UNet on portraits, stage `control` trains the ControlNet alone (Sec. 3.1 and 3.2).
 
     Args:
         base: Base model with SDXL's kind of UNet.
+        condition_channels: Channels of the convolutions over the degraded picture.
+        tag_encoder: Whether prompts are tags, read by a small encoder of its own.
 
     Raises:
         UsageError: The base model's UNet reads no pooled text.
     """
 
-    def __init__(self, base: BaseModel) -> None:
+    PARTS: ClassVar[Mapping[str, str]] = {
+        "unet.": "unet",
+        "controlnet.": "controlnet",
+        "tag_encoder.": "tag_encoder",
+    }
+    STAGES: ClassVar[Mapping[str, tuple[str, ...]]] = {"prior": ("unet", "tag_encoder"), "control": ("controlnet",)}
+
+    def __init__(
+        self, base: BaseModel, condition_channels: Sequence[int] = CONDITION_CHANNELS, tag_encoder: bool = False
+    ) -> None:
         super().__init__()
-        if base.unet.get("addition_embed_type") != "text_time":
+        if not base.pooled_width:
             raise UsageError(
                 f"AuthFace's UNet is SDXL's, which reads a pooled text and the picture's size; {base.name!r} is not."
             )
         self.unet = build_unet(base)
         # Its first weights are taken over in `begin_control`, after those of the UNet are there.
-        self.controlnet = ControlNetModel.from_unet(self.unet, load_weights_from_unet=False)
+        self.controlnet = ControlNetModel.from_unet(
+            self.unet, conditioning_embedding_out_channels=tuple(condition_channels), load_weights_from_unet=False
+        )
+        # Another class, the same tensors.
+        self.controlnet.controlnet_cond_embedding.__class__ = KeptEmbedding
+        self.tag_encoder = TagEncoder(base.text_width, base.pooled_width) if tag_encoder else None
 
     @torch.no_grad()
     def begin_control(self) -> None:
@@ -77,10 +82,27 @@ class AuthFaceNetwork(nn.Module):
             ours = getattr(self.controlnet, name)
             ours.load_state_dict(getattr(self.unet, name).state_dict())
         embedding = self.controlnet.controlnet_cond_embedding.conv_out
-        outputs = [*self.controlnet.controlnet_down_blocks, self.controlnet.controlnet_mid_block]
-        for module in (embedding, *outputs):
+        for module in (embedding, *self._outputs()):
             for parameter in module.parameters():
                 parameter.zero_()
+
+    @property
+    def controls(self) -> bool:
+        """Whether the ControlNet was ever trained: before, its outputs are zero."""
+        return any(bool(parameter.any()) for module in self._outputs() for parameter in module.parameters())
+
+    def _outputs(self) -> list[Any]:
+        return [*self.controlnet.controlnet_down_blocks, self.controlnet.controlnet_mid_block]
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Keeps what the ControlNet's convolutions make of a tensor of pictures, for all steps of a sampling."""
+        embedding = self.controlnet.controlnet_cond_embedding
+        embedding.kept = {}
+        try:
+            yield
+        finally:
+            embedding.kept = None
 
     def forward(
         self,
@@ -91,7 +113,7 @@ class AuthFaceNetwork(nn.Module):
         lq: Tensor | None = None,
         scale: float = 1.0,
     ) -> Tensor:
-        """Predicts the noise.
+        """Predicts the noise, or the velocity.
 
         Args:
             latent: Noisy latents, (B, C, h, w).
@@ -118,20 +140,16 @@ class AuthFaceNetwork(nn.Module):
         return predicted
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recomputes activations in the backward pass instead of keeping them: less memory, a slower step."""
+        """See `StagedNetwork.enable_gradient_checkpointing`."""
         self.unet.enable_gradient_checkpointing()
         self.controlnet.enable_gradient_checkpointing()
 
-    def train_only(self, stage: str) -> list[nn.Parameter]:
-        """Freezes everything but what a stage trains, and returns that.
+    def compile_regions(self, **options: Any) -> None:
+        """See `StagedNetwork.compile_regions`."""
+        compile_regions(self.unet, **options)
+        compile_regions(self.controlnet, **options)
 
-        Raises:
-            UsageError: There is no such stage.
-        """
-        if stage not in STAGES:
-            raise unknown_name("value of method.training.stage", stage, STAGES)
-        self.requires_grad_(False)
-        chosen = [parameter for part in STAGES[stage] for parameter in getattr(self, part).parameters()]
-        for parameter in chosen:
-            parameter.requires_grad_(True)
-        return chosen
+    @property
+    def left_out(self) -> set[str]:
+        """See `StagedNetwork.left_out`."""
+        return set() if self.tag_encoder is not None else {"tag_encoder"}

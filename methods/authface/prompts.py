@@ -12,15 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from bench.errors import MissingError
-from methods.authface.network import PromptStates
-from methods.blocks.latent_diffusion import TRANSFORMERS_MISSING
+from bench.paths import bench_home
+from methods.authface.conditions import PromptStates
 from methods.blocks.tensor_cache import cached_tensors, file_digest
 
 #: Folder of each tokeniser and of its encoder.
 ENCODERS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
+TOKENISER = ("merges.txt", "tokenizer.json")
+WEIGHTS = ("model.safetensors", "model.fp16.safetensors")
+TRANSFORMERS_MISSING = (
+    "Prompts of the published size need the Python package transformers. Install it with: pip install "
+    '"face-restoration-bench[full]"'
+)
 
 
 def prompt_states(folder: Path, prompts: Sequence[str], repository: str) -> PromptStates:
@@ -37,50 +44,103 @@ def prompt_states(folder: Path, prompts: Sequence[str], repository: str) -> Prom
     Raises:
         MissingError: Something of the folder is absent.
     """
-    content: dict[str, Any] = {name: file_digest(_weights(folder / name, repository)) for _, name in ENCODERS}
-    for name, _ in ENCODERS:
-        _require_tokeniser(folder / name, repository)
-        # Which token fills a text up stands in files of its own.
-        content[name] = {file.name: file_digest(file) for file in sorted((folder / name).iterdir()) if file.is_file()}
+    content = text_digests(folder, repository)
+    encoders: list[Any] = []
     found = [
-        cached_tensors("text", {**content, "prompt": prompt}, partial(_encode, folder, prompt)) for prompt in prompts
+        cached_tensors("text", {**content, "prompt": prompt}, partial(_encode, folder, prompt, encoders))
+        for prompt in prompts
     ]
     return PromptStates(torch.stack([own["tokens"] for own in found]), torch.stack([own["pooled"] for own in found]))
 
 
+def encode_prompts(folder: Path, prompts: Sequence[str], repository: str) -> int:
+    """Puts the states of many prompts into the cache; of several processes one does it and the others wait.
+
+    Args:
+        folder: See `prompt_states`.
+        prompts: The prompts.
+        repository: See `prompt_states`.
+
+    Returns:
+        How many prompts are longer than the encoders read, and were cut.
+
+    Raises:
+        MissingError: Something of the folder is absent.
+    """
+    content = text_digests(folder, repository)
+    lock = bench_home() / "cache" / "text" / "prompts.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    encoders: list[Any] = []
+    cut = 0
+    with FileLock(str(lock)):
+        for prompt in prompts:
+            made = cached_tensors("text", {**content, "prompt": prompt}, partial(_encode, folder, prompt, encoders))
+            cut += int(made["cut"])
+    return cut
+
+
+def text_digests(folder: Path, repository: str) -> dict[str, str]:
+    """Hashes of all that decides what is made of a prompt; arguments as of `prompt_states`.
+
+    Raises:
+        MissingError: Something of the folder is absent.
+    """
+    if lacking := absent_encoders(folder, repository):
+        raise MissingError("\n".join(lacking.values()))
+    # Which token fills a text up stands in files of the tokeniser's own.
+    files = [_present(folder / encoder, WEIGHTS) for _, encoder in ENCODERS]
+    files += [file for name, _ in ENCODERS for file in sorted((folder / name).iterdir())]
+    return {f"{file.parent.name}/{file.name}": file_digest(file) for file in files if file and file.is_file()}
+
+
+def absent_encoders(folder: Path, repository: str) -> dict[str, str]:
+    """What a diffusers folder lacks of encoders and tokenisers: name -> what is missing, and what brings it."""
+    wanted = {name: files for pair in ENCODERS for name, files in zip(pair, (TOKENISER, WEIGHTS), strict=True)}
+    return {
+        name: f"{folder / name} has no {' or '.join(files)}. Get it with: hf download {repository} --include "
+        f"'{name}/*' --local-dir {folder}"
+        for name, files in wanted.items()
+        if _present(folder / name, files) is None
+    }
+
+
+def _present(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
 @torch.no_grad()
-def _encode(folder: Path, prompt: str) -> dict[str, Tensor]:
+def _encode(folder: Path, prompt: str, encoders: list[Any]) -> dict[str, Tensor]:
+    """States of a prompt; the encoders are loaded for the first one and kept in the list for the others."""
+    if not encoders:
+        encoders += _load(folder)
+    states, pooled, cut = [], torch.empty(0), False
+    for tokeniser, encoder in encoders:
+        numbers = tokeniser(
+            [prompt], padding="max_length", max_length=tokeniser.model_max_length, truncation=True, return_tensors="pt"
+        )
+        cut = cut or len(tokeniser(prompt).input_ids) > tokeniser.model_max_length
+        made = encoder(numbers.input_ids, output_hidden_states=True)
+        states.append(made.hidden_states[-2][0].float())
+        pooled = made[0][0].float()
+    return {"tokens": torch.cat(states, dim=-1), "pooled": pooled, "cut": torch.tensor(cut)}
+
+
+def _load(folder: Path) -> list[tuple[Any, Any]]:
     try:
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
     except ImportError as error:
         raise MissingError(TRANSFORMERS_MISSING) from error
     kinds: tuple[Any, ...] = (CLIPTextModel, CLIPTextModelWithProjection)
-    states, pooled = [], torch.empty(0)
-    for (tokeniser_name, encoder_name), kind in zip(ENCODERS, kinds, strict=True):
-        tokeniser = CLIPTokenizer.from_pretrained(str(folder / tokeniser_name), local_files_only=True)
-        numbers = tokeniser(
-            [prompt], padding="max_length", max_length=tokeniser.model_max_length, truncation=True, return_tensors="pt"
+    return [
+        (
+            CLIPTokenizer.from_pretrained(str(folder / tokeniser), local_files_only=True),
+            kind.from_pretrained(
+                str(folder / encoder),
+                local_files_only=True,
+                use_safetensors=True,
+                variant=None if (folder / encoder / WEIGHTS[0]).is_file() else "fp16",
+                dtype=torch.float32,
+            ).eval(),
         )
-        encoder = kind.from_pretrained(str(folder / encoder_name), local_files_only=True, use_safetensors=True).eval()
-        made = encoder(numbers.input_ids, output_hidden_states=True)
-        states.append(made.hidden_states[-2][0].float())
-        pooled = made[0][0].float()
-    return {"tokens": torch.cat(states, dim=-1), "pooled": pooled}
-
-
-def _weights(folder: Path, repository: str) -> Path:
-    return _present(folder, ("model.safetensors", "model.fp16.safetensors"), repository)
-
-
-def _require_tokeniser(folder: Path, repository: str) -> None:
-    _present(folder, ("merges.txt", "tokenizer.json"), repository)
-
-
-def _present(folder: Path, names: Sequence[str], repository: str) -> Path:
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise MissingError(
-        f"{folder} has no {' or '.join(names)}. Get it with: hf download {repository} --include '{folder.name}/*' "
-        f"--local-dir {folder.parent}"
-    )
+        for (tokeniser, encoder), kind in zip(ENCODERS, kinds, strict=True)
+    ]

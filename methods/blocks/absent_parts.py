@@ -18,7 +18,7 @@ def absent_base_parts(base: BaseModel, given: str | None, prompts: Iterable[str]
         prompts: The prompts that are read.
         advice: What else brings them, in words.
     """
-    if base.name == "demo":
+    if base.small_autoencoder:
         try:
             found = weights_path("autoencoder", "demo", given)
         except MissingError as error:

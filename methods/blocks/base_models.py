@@ -1,4 +1,4 @@
-"""The base models known by name: Stable Diffusion 1.5, 2.1 and XL, and a size for small pictures.
+"""The base models known by name: Stable Diffusion 1.5, 2.1 and XL, and sizes for small pictures.
 
 A base model is configuration: its Hub names can be replaced, because several of the original repositories were
 withdrawn and live on as mirrors.
@@ -29,11 +29,12 @@ class BaseModel:
         unet: Arguments of diffusers' `UNet2DConditionModel`.
         vae: Arguments of diffusers' `AutoencoderKL`.
         text: Arguments of transformers' `CLIPTextConfig`, or None where there is not one such encoder (`demo` has one
-            constant token instead, `sdxl` has two encoders).
+            constant token instead, `demo_sdxl` an encoder of tags within its network, `sdxl` has two encoders).
         prediction: What the UNet predicts: `epsilon` or `v_prediction`.
         hub_ids: Repositories that hold it, the preferred one first.
         open_clip: Whether the text encoder is OpenCLIP's, whose padding and released names differ.
         licence: Licence of the released weights.
+        small_autoencoder: Whether its latents are those of `methods/autoencoder`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class BaseModel:
     hub_ids: tuple[str, ...] = field(default=())
     open_clip: bool = False
     licence: str = ""
+    small_autoencoder: bool = False
 
     @property
     def latent_channels(self) -> int:
@@ -59,6 +61,13 @@ class BaseModel:
     def text_width(self) -> int:
         """Width of a text token."""
         return int(self.unet["cross_attention_dim"])
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of a prompt's pooled text, which SDXL's kind of UNet reads; 0 for the others."""
+        if self.unet.get("addition_embed_type") != "text_time":
+            return 0
+        return int(self.unet["projection_class_embeddings_input_dim"]) - 6 * int(self.unet["addition_time_embed_dim"])
 
     @property
     def levels(self) -> int:
@@ -107,6 +116,27 @@ _OPEN_CLIP_TEXT = {
 }
 _SD21_UNET = _stable_diffusion_unet(
     cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
+)
+_SMALL_UNET = _stable_diffusion_unet(
+    sample_size=16,
+    in_channels=8,
+    out_channels=8,
+    down_block_types=(CROSS, CROSS, CROSS),
+    up_block_types=(CROSS_UP, CROSS_UP, CROSS_UP),
+    block_out_channels=(48, 64, 80),
+    layers_per_block=1,
+    cross_attention_dim=64,
+    attention_head_dim=(2, 2, 2),
+    norm_num_groups=16,
+    use_linear_projection=True,
+)
+_SMALL_VAE = _stable_diffusion_vae(
+    block_out_channels=(24, 32, 48, 64),
+    layers_per_block=1,
+    latent_channels=8,
+    norm_num_groups=8,
+    sample_size=128,
+    scaling_factor=1.0,
 )
 
 BASE_MODELS: dict[str, BaseModel] = {
@@ -174,30 +204,29 @@ BASE_MODELS: dict[str, BaseModel] = {
         ),
         BaseModel(
             "demo",
-            unet=_stable_diffusion_unet(
-                sample_size=16,
-                in_channels=8,
-                out_channels=8,
-                down_block_types=(CROSS, CROSS, CROSS),
-                up_block_types=(CROSS_UP, CROSS_UP, CROSS_UP),
-                block_out_channels=(48, 64, 80),
-                layers_per_block=1,
-                cross_attention_dim=64,
-                attention_head_dim=(2, 2, 2),
-                norm_num_groups=16,
-                use_linear_projection=True,
-            ),
-            vae=_stable_diffusion_vae(
-                block_out_channels=(24, 32, 48, 64),
-                layers_per_block=1,
-                latent_channels=8,
-                norm_num_groups=8,
-                sample_size=128,
-                scaling_factor=1.0,
-            ),
+            unet=_SMALL_UNET,
+            vae=_SMALL_VAE,
             text=None,
             prediction="v_prediction",
             licence="that of this repository",
+            small_autoencoder=True,
+        ),
+        BaseModel(
+            "demo_sdxl",
+            unet={
+                **_SMALL_UNET,
+                "down_block_types": (PLAIN, CROSS, CROSS),
+                "up_block_types": (CROSS_UP, CROSS_UP, PLAIN_UP),
+                "transformer_layers_per_block": (1, 1, 2),
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 32 + 6 * 8,
+            },
+            vae=_SMALL_VAE,
+            text=None,
+            prediction="v_prediction",
+            licence="that of this repository",
+            small_autoencoder=True,
         ),
     )
 }
@@ -207,8 +236,8 @@ def base_model(settings: str | Mapping[str, Any]) -> BaseModel:
     """A base model by name, or by name with changes.
 
     Args:
-        settings: A name (`sd15`, `sd21_base`, `sd21`, `sdxl`, `demo`), or a mapping with `name` and any attribute of
-            `BaseModel`; `unet`, `vae` and `text` are merged into the named ones.
+        settings: A name (`sd15`, `sd21_base`, `sd21`, `sdxl`, `demo`, `demo_sdxl`), or a mapping with `name` and any
+            attribute of `BaseModel`; `unet`, `vae` and `text` are merged into the named ones.
 
     Raises:
         UsageError: The name or an attribute is unknown.

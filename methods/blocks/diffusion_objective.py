@@ -49,6 +49,12 @@ class NoisyLatents:
             return self.alpha.sqrt() * self.noisy - (1 - self.alpha).sqrt() * predicted
         return (self.noisy - (1 - self.alpha).sqrt() * predicted) / self.alpha.sqrt()
 
+    def predicted_noise(self, predicted: Tensor) -> Tensor:
+        """The noise that predictions (B, C, h, w) mean."""
+        if self.prediction == "v_prediction":
+            return self.alpha.sqrt() * predicted + (1 - self.alpha).sqrt() * self.noisy
+        return predicted
+
     def __getitem__(self, rows: Tensor) -> NoisyLatents:
         """Some of the batch."""
         return NoisyLatents(self.latent[rows], self.noise[rows], self.timestep[rows], self.alpha[rows], self.prediction)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from bench.errors import UsageError
 from bench.weights.method_weights import read_weights
-from methods.blocks.stablesr_network import StableSRNetwork
+from methods.blocks.staged_network import StagedNetwork
 
 
 def read_earlier_weights(
-    network: StableSRNetwork, file: str, needed: Iterable[str], passed_over: Sequence[str] = ()
+    network: StagedNetwork, file: str, needed: Iterable[str], passed_over: Sequence[str] = ()
 ) -> None:
     """Loads what a weights file holds of a network; parts that it has beyond the settings are passed over.
 

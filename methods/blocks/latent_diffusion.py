@@ -106,7 +106,7 @@ def locate_base(base: BaseModel, given: str | Path | None = None, parts: Sequenc
         if str(folder) not in looked:
             looked.append(str(folder))
     for hub_id in base.hub_ids:
-        if (cached := _hub_snapshot(hub_id)) is not None and _holds(cached, parts):
+        if (cached := hub_snapshot(hub_id)) is not None and _holds(cached, parts):
             return cached
     if not base.hub_ids:
         raise MissingError(
@@ -257,7 +257,8 @@ def _holds(folder: Path, parts: Sequence[str]) -> bool:
     return all((folder / SUBFOLDERS[part]).is_dir() for part in parts)
 
 
-def _hub_snapshot(hub_id: str) -> Path | None:
+def hub_snapshot(hub_id: str) -> Path | None:
+    """Where a repository of the Hub was downloaded, or None."""
     from huggingface_hub import snapshot_download
 
     try:

@@ -25,7 +25,7 @@ from methods.blocks.latent_diffusion import locate_base, weights_file
 from methods.blocks.latent_samples import LatentBatch, LatentSamples
 from methods.blocks.latent_space import LatentSpace, latent_space
 from methods.blocks.sampling import Sampler, sampling_preset
-from methods.blocks.stablesr_network import StableSRNetwork
+from methods.blocks.staged_network import StagedNetwork
 from methods.blocks.tensor_cache import file_digest
 from methods.blocks.text_conditioning import text_tokens
 
@@ -53,7 +53,7 @@ def require_number(key: str, value: Any, least: float, most: float = math.inf, w
 
 
 class LatentDiffusionMethod(CountedTraining, RestorationMethod):
-    """A method whose network denoises latents and reads the LQ latent.
+    """A method whose network denoises latents.
 
     Attributes:
         base: The base model (`settings["base"]`).
@@ -90,7 +90,7 @@ class LatentDiffusionMethod(CountedTraining, RestorationMethod):
         self.averaged: nn.Module | None = None
         self.frozen: dict[str, Any] = {}
 
-    def build_network(self) -> StableSRNetwork:
+    def build_network(self) -> StagedNetwork:
         """The denoiser with new weights."""
         raise NotImplementedError
 
@@ -101,7 +101,9 @@ class LatentDiffusionMethod(CountedTraining, RestorationMethod):
         """The autoencoder."""
         if "space" not in self.frozen:
             with torch.inference_mode(False):  # a loss on pictures takes gradients through it
-                self.frozen["space"] = latent_space(self.base, self.settings["autoencoder"])
+                self.frozen["space"] = latent_space(
+                    self.base, self.settings["autoencoder"], self.settings.get("autoencoder_dtype", "float32")
+                )
         space: Any = self.frozen["space"].to(self.device)
         return cast(LatentSpace, space)
 
@@ -125,9 +127,9 @@ class LatentDiffusionMethod(CountedTraining, RestorationMethod):
     # Restoration -------------------------------------------------------------------------------
 
     @property
-    def trained_network(self) -> StableSRNetwork:
+    def trained_network(self) -> StagedNetwork:
         """The network whose weights count: the averaged one where there is one."""
-        return cast(StableSRNetwork, self.averaged if self.averaged is not None else self.network)
+        return cast(StagedNetwork, self.averaged if self.averaged is not None else self.network)
 
     def network_for_inference(self) -> Any:
         """The network as restoration runs it; while it is being trained it is left as it is."""
@@ -152,7 +154,9 @@ class LatentDiffusionMethod(CountedTraining, RestorationMethod):
         self.begin_training()
         self._checkpoint_as_set()
         if self.settings["ema_halflife_pictures"]:
-            self.averaged = copy.deepcopy(self.network).requires_grad_(False)
+            # What is not trained is shared, not copied.
+            shared = {id(own): own for own in self.network.parameters() if not own.requires_grad}
+            self.averaged = copy.deepcopy(self.network, shared).requires_grad_(False)
 
     def prepare_timed_training(self) -> None:
         """For `bench perf`: what training prepares, without reading anything."""

@@ -45,6 +45,9 @@ class LatentSpace(Protocol):
 class StableDiffusionSpace(nn.Module):
     """Stable Diffusion's autoencoder, frozen; latents are the posterior's mode times the scaling factor.
 
+    It runs in its own type, whatever a mixed precision asks for: in half precision latents lose what a network could
+    learn, and SDXL's overflows.
+
     Args:
         vae: The autoencoder.
         digest: See `LatentSpace`.
@@ -64,11 +67,30 @@ class StableDiffusionSpace(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """See `LatentSpace.encode`."""
-        return cast(Tensor, self.vae.encode(images).latent_dist.mode() * self.scale)
+        with torch.autocast(images.device.type, enabled=False):
+            latents = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode() * self.scale
+        return self._finite(latents)
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `LatentSpace.decode`."""
-        return cast(Tensor, self.vae.decode(latents / self.scale).sample)
+        with torch.autocast(latents.device.type, enabled=False):
+            pictures = self.vae.decode((latents / self.scale).to(self.vae.dtype)).sample
+        return self._finite(pictures)
+
+    def _finite(self, made: Tensor) -> Tensor:
+        """What was made, in float32.
+
+        Raises:
+            UsageError: It overflowed in float16, as that of SDXL does.
+        """
+        if self.vae.dtype != torch.float16:
+            return made
+        if not torch.isfinite(made).all():
+            raise UsageError(
+                "The autoencoder gave NaN in float16. Run it in float32 (method.autoencoder_dtype=float32), or take "
+                "one that does not overflow, such as madebyollin/sdxl-vae-fp16-fix in the folder's vae."
+            )
+        return made.float()
 
 
 class DemoSpace(nn.Module):
@@ -120,18 +142,19 @@ class DemoSpace(nn.Module):
         return self.autoencoder.decode(latents)
 
 
-def latent_space(base: BaseModel, given: str | None = None) -> DemoSpace | StableDiffusionSpace:
+def latent_space(base: BaseModel, given: str | None = None, dtype: str = "float32") -> DemoSpace | StableDiffusionSpace:
     """The latent space of a base model, with its weights.
 
     Args:
-        base: The base model; `demo` has the small autoencoder.
+        base: The base model; those of the demo sizes have the small autoencoder.
         given: Weights of the autoencoder (demo), diffusers folder or single file (others), or None to look them up.
+        dtype: `float32`, or `float16` for a released autoencoder that bears it.
 
     Raises:
         MissingError: The weights are nowhere.
     """
-    if base.name == "demo":
+    if base.small_autoencoder:
         return DemoSpace(given)
     path = locate_base(base, given)
-    vae = cast("AutoencoderKL", load_base(base, given, parts=("vae",))["vae"])
+    vae = cast("AutoencoderKL", load_base(base, given, ("vae",), getattr(torch, dtype))["vae"])
     return StableDiffusionSpace(vae, file_digest(weights_file(base, path, "vae")))

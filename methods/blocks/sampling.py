@@ -113,6 +113,9 @@ PRESETS: dict[str, SamplingSettings] = {
     "restorerid_released_code": SamplingSettings(eta=1.0, guidance=4.0, offset=0, calls="linspace"),
     "stablesr_released_code": SamplingSettings(solver="ddpm", steps=200, start="lq", spacing="linspace", offset=0),
     "stablesr_turbo": SamplingSettings(solver="ddpm", steps=4, start="lq", spacing="linspace", offset=0),
+    # SDXL's own configuration, from pure noise; the paper names neither solver nor steps: those of the released code.
+    "authface_paper": SamplingSettings(solver="ddpm", steps=50),
+    "authface_released_code": SamplingSettings(solver="ddpm", steps=50, guidance=8.0),
     # The last steps only sharpen what is there: guidance does little in them (Kynkäänniemi et al., NeurIPS 2024).
     "fast": SamplingSettings(
         solver="dpm_solver++", steps=20, guidance=7.5, guided_share=0.7, spacing="linspace", offset=0

@@ -54,6 +54,7 @@ def test_a_line_for_each_check(capsys: pytest.CaptureFixture[str], orl_root: Pat
         (["method=refine", "method.weights=/no.safetensors"], 3, "method", "/no.safetensors"),
         (["method=refine", "size=papr"], 2, "method", "Did you mean 'paper'"),
         (["method=input", "trainer.accelerator=tpux"], 2, "trainer", "not known"),
+        (["method=input", "trainer.strategy=fsdp"], 2, "trainer", "auto or ddp"),
         (["method=input", "metrics.names=[idd]"], 2, "metrics", "Did you mean 'id'"),
         (["method=input", "metrics.sets=[kid]"], 2, "set metrics", "Did you mean 'kid_gt'"),
         (["method=input", "metrics.sets=kid_gt"], 2, "configuration", "such as [kid_gt]"),

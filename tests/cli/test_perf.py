@@ -139,6 +139,7 @@ def test_a_diffusion_method_beside_the_loop_of_diffusers(
     assert all(side["seconds_per_image"] > 0 and side["rounds"] >= 3 for side in sides.values())
     assert (one["flat"]["images"], one["flat"]["ends"]) == (4, 2)
     assert one["training"]["samples_per_second"] > 0
+    assert one["training"]["faster_than_diffusers"] is None
     assert one["training"]["gflops"] > 0.1
     assert one["training"]["model_flops_utilisation"] is None
     assert any("random weights" in note for note in one["notes"])
@@ -148,6 +149,27 @@ def test_a_diffusion_method_beside_the_loop_of_diffusers(
     text = capsys.readouterr().out
     for word in ("bench perf", "× diffusers", "/255", "scheduler.set_timesteps", "fast preset", "samples/s", "batch 1"):
         assert word in text
+
+
+def test_a_control_net_beside_diffusers_pipeline_and_training_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.runs.performance.weights_path", lambda *_: None)
+    words = [
+        *("method=authface", "size=demo", "against=pipeline", "trainer.accelerator=cpu", "images=0"),
+        *("method.sampling.steps=2", "method.sampling.guidance=3", "method.training.batch_size=2"),
+        *("method.prompts={positive:sharp focus,negative:soft focus}", "method.network.condition_channels=[8,8,8,8]"),
+        *("method.sampling.preset=restorerid_paper", "method.discriminator.width=8"),
+    ]
+    result = _perf(capsys, *words)
+    (one,) = result["sizes"]  # type: ignore[misc]
+    ours = next(side for side in one["sides"] if side["name"] == "ours")
+    assert ours["largest_difference_255"] < 2
+    assert "StableDiffusionXLControlNetPipeline" in one["pattern"]
+    assert one["training"]["faster_than_diffusers"] > 0
+    assert one["training"]["stage"] == "control"
+    assert main(["perf", *words, "--seconds", "0.1"]) == 0
+    assert "controlnet_cond=lq" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,15 @@ from bench.method import RestorationMethod
 from bench.registry import load_method, method_targets
 from bench.weights.method_weights import read_weights
 
-# Small networks.
+AUTHFACE = [
+    "method.network.condition_channels=[8,8,8,8]",
+    "method.discriminator.width=8",
+    "method.training.cached_samples=8",
+]
+# Small networks; where stages learn in ways of their own, by method and stage.
 SMALL = {
+    "authface prior": [*AUTHFACE, "method.training.stage=prior"],
+    "authface control": AUTHFACE,
     "autoencoder": ["method.network.block_out_channels=[8,8,8,8]"],
     "refine": [
         "method.network.narrow=0.0625",
@@ -49,6 +56,8 @@ COMMON = ["data=orl_heavy", "batch_size=2", "trainer.train_threads=1", "--json"]
 # learning rate falls from the fifth batch on.
 BATCHES, STOPPED_AFTER = 10, 6
 SWITCHES = {
+    "authface prior": [],
+    "authface control": [],
     "autoencoder": ["method.training.whole_from=8"],
     "refine": [
         "method.losses.adversarial_start=5",
@@ -59,6 +68,8 @@ SWITCHES = {
     "pfstorer": [],
     "restorerid": [],
 }
+# Stage -> the one that it goes on from.
+EARLIER = {"authface control": "authface prior"}
 # The cheapest method stands for all where the engine is tested.
 CHEAPEST = "autoencoder"
 
@@ -84,7 +95,14 @@ sys.exit(main(sys.argv[1:]))
 
 
 def words(method: str, folder: Path, *more: str) -> list[str]:
-    return ["train", f"method={method}", *COMMON, *SMALL[method], f"run_dir={folder}", *more]
+    return ["train", f"method={method.partition(' ')[0]}", *COMMON, *SMALL[method], f"run_dir={folder}", *more]
+
+
+def earlier(method: str, folder: Path, train: Any) -> list[str]:
+    """Words for the weights of the stage before, where there is one; trained here for a batch."""
+    if method not in EARLIER:
+        return []
+    return [f"method.training.start_from={train(EARLIER[method], folder, 'trainer.max_steps=1')['weights']}"]
 
 
 @pytest.fixture
@@ -117,13 +135,14 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 
 def test_every_method_that_trains_is_tested() -> None:
-    assert set(TRAINABLE) == set(SMALL)
+    assert set(TRAINABLE) == {name.partition(" ")[0] for name in SMALL}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", TRAINABLE)
+@pytest.mark.parametrize("method", sorted(SMALL))
 def test_a_stopped_training_ends_with_the_same_bits(method: str, tmp_path: Path, orl_root: Path, train: Any) -> None:
     words = [f"trainer.max_steps={BATCHES}", "method.optimiser.decay_after=0.5", *SWITCHES[method]]
+    words += earlier(method, tmp_path / "earlier", train)
     whole = train(method, tmp_path / "whole", *words, f"checkpoint_every={STOPPED_AFTER}")
     assert (whole["resumed"], whole["batches"]) == (False, BATCHES)
     # As a training that was stopped after its checkpoint.
@@ -139,13 +158,13 @@ def test_a_stopped_training_ends_with_the_same_bits(method: str, tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", TRAINABLE)
+@pytest.mark.parametrize("method", sorted(SMALL))
 def test_two_processes_train_together(method: str, tmp_path: Path, orl_root: Path, train: Any) -> None:
     launcher = tmp_path / "launch.py"
     launcher.write_text(LAUNCHER, "utf-8")
     # ReFine without discriminator, with it, and with its penalty too.
     batches = 3 if method == "refine" else 2
-    more = [f"trainer.max_steps={batches}"]
+    more = [f"trainer.max_steps={batches}", *earlier(method, tmp_path / "earlier", train)]
     more += ["method.losses.r1_every=2", "method.losses.adversarial_start=1"] if method == "refine" else []
     environment = {key: value for key, value in os.environ.items() if key != "BENCH_RUN_DIR"}
     # A home of its own: where samples are kept on disk, both processes find none.

@@ -11,8 +11,9 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from torch import Tensor
 
 from bench.errors import UsageError
+from methods.authface.conditions import PromptStates, picture_times
 from methods.authface.losses import predicted_latent
-from methods.authface.network import AuthFaceNetwork, PromptStates, picture_times
+from methods.authface.network import AuthFaceNetwork
 from methods.blocks.base_models import base_model
 
 #: SDXL's kind of UNet, in small.

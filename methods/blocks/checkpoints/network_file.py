@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bench.files import sha256_file
 from bench.runs.plan import TRAINING_SETTINGS
-from methods.blocks.stablesr_network import StableSRNetwork
+from methods.blocks.staged_network import StagedNetwork
 
 
-def network_state(network: StableSRNetwork, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def network_state(network: StagedNetwork, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """State of a network.
 
     Args:
