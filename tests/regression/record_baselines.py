@@ -2,7 +2,7 @@
 
 By hand, when a change of the scores is wanted and understood; no test does it:
 
-    bench run -m method=input,copy_reference,refine,restorerid data=orl_heavy_ci leaderboard=false
+    bench run -m method=input,copy_reference,refine,restorerid,authface data=orl_heavy_ci leaderboard=false
     python tests/regression/record_baselines.py RUN...
 """
 

@@ -20,7 +20,7 @@ from bench.scores.compare import claim_lines, compare_tables
 from bench.weights.method_weights import weights_path
 
 BASELINES = Path(__file__).with_name("baselines") / "orl_heavy_ci"
-TRAINED = ("refine", "restorerid")
+TRAINED = ("refine", "restorerid", "authface")
 QUICK = ("input", "copy_reference", *TRAINED)
 NOISE = 0.05
 # What other processors, thread counts and library builds may change in one picture's score.
