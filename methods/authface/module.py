@@ -276,6 +276,7 @@ class AuthFace(LatentDiffusionMethod):
         """See `LatentDiffusionMethod.prepare_timed_training`."""
         super().prepare_timed_training()
         self._build_facial_loss()
+        self._lay_out()
 
     # Training ----------------------------------------------------------------------------------
 
@@ -315,6 +316,11 @@ class AuthFace(LatentDiffusionMethod):
             if not self.network.controls:
                 self.network.begin_control()
             self._build_facial_loss()
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        if self.settings["channels_last"]:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _build_facial_loss(self) -> None:
         options, own = self.settings["losses"], self.settings["discriminator"]

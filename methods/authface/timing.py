@@ -186,7 +186,8 @@ class PlainTraining:
         if method.settings["training"]["cached_samples"]:
             self.pattern = f"{TRAINING_PATTERN}\n# ours reads latents of the pictures that were made once"
         self.method, self.count = method, count
-        self.network: AuthFaceNetwork = copy.deepcopy(method.network)
+        network: Any = copy.deepcopy(method.network)
+        self.network: AuthFaceNetwork = network.to(memory_format=torch.contiguous_format)
         self.network.train_only("control")
         options, settings = method.settings["optimiser"], method.sampler.settings
         self.optimiser = torch.optim.AdamW(
