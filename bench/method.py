@@ -233,8 +233,11 @@ class RestorationMethod(LightningModule):
             if len(batch) == 1:
                 from bench.runs.memory import is_out_of_memory, restoring_out_of_memory
 
-                said = restoring_out_of_memory(self) if is_out_of_memory(error) else error
-                return [(said, time.perf_counter() - started)]
+                if is_out_of_memory(error):
+                    said = restoring_out_of_memory(self, *batch.lq.shape[-2:])
+                    said.__cause__ = error
+                    return [(said, time.perf_counter() - started)]
+                return [(error, time.perf_counter() - started)]
             return [result for row in range(len(batch)) for result in self.predict_step(batch.row(row))]
         seconds = (time.perf_counter() - started) / len(batch)
         return [(picture, seconds) for picture in restored]

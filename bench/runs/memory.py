@@ -109,16 +109,14 @@ def training_out_of_memory(method: Any, batch: int, free_mb: float, precision: s
     return UsageError(f"{text}What needs less: {'; '.join(advice) or 'nothing that can be set'}.")
 
 
-def restoring_out_of_memory(method: Any) -> UsageError:
-    """Says what restoring one picture needs, and which settings need less."""
+def restoring_out_of_memory(method: Any, height: int, width: int) -> UsageError:
+    """Says that a picture of a size took too much, and which settings need less."""
     settings: Mapping[str, Any] = method.settings
-    parameters = sum(parameter.numel() for parameter in method.parameters())
-    needed = restoring_mb(parameters, 1, method.native_size or 512)
     advice = ["method.tiles_per_call=1"] if int(settings.get("tiles_per_call") or 1) > 1 else []
     advice += ["method.self_ensemble=false"] if settings.get("self_ensemble") else []
     advice += ["a smaller picture"] if method.any_size else []
-    advice.append(f"a device with more than {needed / 1e3:.1f} GB")
+    advice.append("a device with more memory")
     return UsageError(
-        f"Out of memory: one picture takes {method.label} roughly {needed / 1e3:.1f} GB. What helps: "
+        f"Out of memory: {method.label} restored a picture of {width}x{height} px alone. What helps: "
         f"{'; '.join(advice)}."
     )

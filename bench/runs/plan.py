@@ -127,7 +127,7 @@ def build_method(config: dict[str, Any]) -> tuple[RestorationMethod, str, Path |
         raise MissingError("\n".join(f"{what}: {why}" for what, why in lacking.items()))
     method = method_class(settings)
     left_out = (*TRAINING_SETTINGS, *method_class.not_in_revision)
-    identity: dict[str, Any] = {key: value for key, value in settings.items() if key not in left_out}
+    identity: dict[str, Any] = {key: _without_hub(value) for key, value in settings.items() if key not in left_out}
     if path is not None:
         state, metadata = read_weights(path)
         _check_architecture(method, metadata, path)
@@ -145,12 +145,20 @@ def _check_architecture(method: RestorationMethod, metadata: dict[str, str], pat
     """Refuses weights that were trained with another architecture or ablation."""
     stored = json.loads(metadata.get("settings", "{}"))
     for key in method.architecture_keys:
-        if key in stored and stored[key] != method.settings.get(key):
+        if key in stored and _without_hub(stored[key]) != _without_hub(method.settings.get(key)):
             raise UsageError(
                 f"The weights {path} were trained with method.{key}={stored[key]}, this run has "
                 f"{method.settings.get(key)}. Give the same settings, or train again: bench train "
                 f"method={method.spec.name}."
             )
+
+
+def _without_hub(value: Any) -> Any:
+    """A base model's settings without the repositories it can be had from, which change nothing of it."""
+    if not isinstance(value, dict) or "hub_ids" not in value:
+        return value
+    left = {key: own for key, own in value.items() if key != "hub_ids"}
+    return left["name"] if set(left) == {"name"} else left
 
 
 def metric_names(config: dict[str, Any]) -> list[str]:

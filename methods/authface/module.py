@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -14,23 +12,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.batch import FaceBatch
-from bench.errors import UsageError, unknown_name
+from bench.errors import UsageError
 from bench.method import MethodSpec
 from bench.seeds import derive_seed
 from methods.authface.captions import read_captions
 from methods.authface.conditions import PromptStates, picture_times
-from methods.authface.losses import FacialLoss, inside, predicted_latent, time_weight
+from methods.authface.losses import FacialLoss, inside, predicted_latent
 from methods.authface.network import AuthFaceNetwork
 from methods.authface.prompts import encode_prompts, prompt_states, text_digests
 from methods.authface.requirements import absent_parts
+from methods.authface.settings import RELEASED_PROMPTS, read_prompts, require_settings
 from methods.authface.tags import LIMITS, TAGS, measured_tags, tag_numbers
 from methods.blocks.base_models import base_model
 from methods.blocks.colour_fix import colour_fix
 from methods.blocks.diffusion_objective import NoisyLatents
 from methods.blocks.earlier_weights import read_earlier_weights
 from methods.blocks.latent_diffusion import load_base, locate_base
-from methods.blocks.latent_diffusion_method import LatentDiffusionMethod, require_number
-from methods.blocks.optimisers import KINDS, adamw
+from methods.blocks.latent_diffusion_method import LatentDiffusionMethod
+from methods.blocks.optimisers import adamw
 from methods.blocks.sampling import Branch, ModelCall
 from methods.blocks.self_ensemble import mean_over_mirror
 from methods.blocks.tiling import Tiling, pad_to_multiple, tiled_decode
@@ -41,23 +40,6 @@ if TYPE_CHECKING:
     from bench.data.training import TrainingPairs
     from methods.authface.timing import PlainPipeline, PlainTraining
     from methods.blocks.latent_samples import LatentBatch
-
-PRIORS = ("face", "sdxl")
-CAPTIONS = ("files", "measured", "none")
-#: Prompts of the released code (test_face_xl.py of EthanLiang99/AuthFace), which reads no others.
-RELEASED_PROMPTS: Mapping[str, str] = {
-    "positive": (
-        "hyper-realistic portrait, face close-up, super detailed, Cinematic, High Contrast, highly detailed, taken "
-        "using a Canon EOS R camera,hyper detailed photo - realistic maximum detail, 32k, ultra HD,extreme meticulous "
-        "detailing, skin pore detailing,hyper sharpness, perfect without deformations"
-    ),
-    "negative": (
-        "unreal face, asymmetrical eyes, oil painting, illustration, drawing, art, sketch,cartoon, CG Style, 3D "
-        "render, unreal engine, blurring, dirty, messy, worst quality, low quality, frames, watermark, signature, "
-        "jpeg artifacts, deformed, lowres, over-smooth, malformed/disproportionate hands/fingers, ugly, easy negative"
-    ),
-}
-PROMPTS: Mapping[str, Mapping[str, str]] = {"none": {"positive": "", "negative": ""}, "released": RELEASED_PROMPTS}
 
 
 class AuthFace(LatentDiffusionMethod):
@@ -87,34 +69,11 @@ class AuthFace(LatentDiffusionMethod):
     network: AuthFaceNetwork
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        require_settings(settings)
         super().__init__(settings)
-        for key, known in (("prior", PRIORS), ("captions", CAPTIONS), ("autoencoder_dtype", ("float32", "float16"))):
-            if settings[key] not in known:
-                raise unknown_name(f"value of method.{key}", str(settings[key]), known)
-        self.prompts = _prompts(settings["prompts"])
+        self.prompts = read_prompts(settings["prompts"])
         if self.reads_tags:
             tag_numbers(list(self.prompts.values()))
-        require_number("control_scale", settings["control_scale"], 0)
-        require_number("tiles_per_call", settings["tiles_per_call"], 1, whole=True)
-        require_number("dropout.caption", settings["dropout"]["caption"], 0, 1)
-        for key in ("facial", "discriminative", "style"):
-            require_number(f"losses.{key}", settings["losses"][key], 0)
-        for key in ("width", "patch"):
-            require_number(f"discriminator.{key}", settings["discriminator"][key], 4, whole=True)
-        if settings["optimiser"]["kind"] not in KINDS:
-            raise unknown_name("value of method.optimiser.kind", str(settings["optimiser"]["kind"]), KINDS)
-        options = settings["losses"]
-        for key in ("mean", "deviation"):
-            require_number(f"losses.{key}", options[key], -math.inf)
-        time_weight(torch.zeros(1), options["mean"], options["deviation"], options["weighting"])
-        require_number("discriminator.learning_rate", settings["discriminator"]["learning_rate"], 0)
-        for key, betas in (("optimiser", settings["optimiser"]), ("discriminator", settings["discriminator"])):
-            if not isinstance(betas["betas"], list) or len(betas["betas"]) != 2:
-                raise UsageError(f"method.{key}.betas must be two numbers, such as [0.9,0.99]: {betas['betas']!r}.")
-            for beta in betas["betas"]:
-                require_number(f"{key}.betas", beta, 0, 0.999999)
-        if self.base.small_autoencoder and settings["autoencoder_dtype"] != "float32":
-            raise UsageError("The small autoencoder runs in float32: leave method.autoencoder_dtype as it is.")
         self.facial: FacialLoss | None = None
         self._captions: dict[str, str] | None = None
         self._batch_prompts: list[str] | None = None
@@ -453,21 +412,6 @@ class AuthFace(LatentDiffusionMethod):
         for name, value in (*terms.items(), ("discriminators", judged.detach())):
             self.log(f"train/{name}", value)
         return loss + float(self.settings["losses"]["facial"]) * facial + judged
-
-
-def _prompts(given: Any) -> dict[str, str]:
-    """Positive and negative prompt.
-
-    Raises:
-        UsageError: There are no such prompts.
-    """
-    if isinstance(given, str):
-        if given not in PROMPTS:
-            raise unknown_name("value of method.prompts", given, PROMPTS)
-        return dict(PROMPTS[given])
-    if not isinstance(given, dict) or set(given) != {"positive", "negative"}:
-        raise UsageError(f"method.prompts must be none, released or {{positive: TEXT, negative: TEXT}}, got {given!r}.")
-    return {key: "" if text is None else str(text) for key, text in given.items()}
 
 
 method_class = AuthFace

@@ -189,7 +189,7 @@ def _downloaded() -> Path:
     from methods.blocks.latent_diffusion import hub_snapshot
 
     kept = weights_folder() / REPOSITORY.partition("/")[2]
-    return kept if kept.is_dir() else hub_snapshot(REPOSITORY) or kept
+    return kept if not missing_files(kept, ("unet", "controlnet")) else hub_snapshot(REPOSITORY) or kept
 
 
 if __name__ == "__main__":

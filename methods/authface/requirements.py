@@ -19,11 +19,11 @@ def absent_parts(settings: dict[str, Any]) -> dict[str, str]:
     if base.small_autoencoder:
         return absent_base_parts(base, given, ())
     from methods.authface.prompts import absent_encoders
-    from methods.blocks.latent_diffusion import absent_base, locate_base
+    from methods.blocks.latent_diffusion import absent_base, base_folder, locate_base
 
     lacking = absent_base(base, given, ("vae",))
     try:
         folder = locate_base(base, given, ("text",))
-    except MissingError as error:
-        return lacking | {f"{base.name} text encoders": str(error)}
+    except MissingError:
+        folder = base_folder(base)
     return lacking | absent_encoders(folder, base.hub_ids[0])

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 
+#: Pixels that are encoded in one call: the first layers keep 128 maps of a picture's size.
+PIXELS_AT_ONCE = 16 * 512**2
+
+
 class LatentSpace(Protocol):
     """Where a latent-diffusion method works.
 
@@ -67,9 +71,10 @@ class StableDiffusionSpace(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """See `LatentSpace.encode`."""
+        at_once = max(1, PIXELS_AT_ONCE // (images.shape[-1] * images.shape[-2]))
         with torch.autocast(images.device.type, enabled=False):
-            latents = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode() * self.scale
-        return self._finite(latents)
+            parts = [self.vae.encode(part).latent_dist.mode() for part in images.to(self.vae.dtype).split(at_once)]
+        return self._finite(torch.cat(parts) * self.scale)
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `LatentSpace.decode`."""

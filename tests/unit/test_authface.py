@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from bench.config import compose, method_settings
 from bench.errors import MissingError, UsageError
 from methods.authface.captions import read_caption, read_captions
 from methods.authface.losses import inside
-from methods.authface.module import RELEASED_PROMPTS, AuthFace
+from methods.authface.module import AuthFace
+from methods.authface.settings import RELEASED_PROMPTS
 from methods.authface.tags import LIMITS, TAGS, measured_tags, measures, tag_numbers
 from methods.authface.timing import FACE, training_batch
 from methods.blocks.diffusion_objective import add_noise
@@ -158,6 +160,16 @@ def test_the_running_mean_shares_what_is_frozen(prior: Path) -> None:
     assert averaged.controlnet.conv_in.weight is not method.network.controlnet.conv_in.weight
     assert not any(parameter.requires_grad for parameter in averaged.parameters())
     assert all(parameter.requires_grad for parameter in method.network.controlnet.parameters())
+
+
+def test_samples_are_kept_apart_by_all_that_decides_them() -> None:
+    changes = {"captions": "none", "autoencoder_dtype": "float16"}
+    method = AuthFace(settings() | {"seed": 0})
+    known = [method.sample_identity()]
+    for key, value in changes.items():
+        method.settings[key] = value
+        known.append(method.sample_identity())
+    assert known[0]["tags"] and all(one != other for one, other in itertools.combinations(known, 2))
 
 
 def test_stage_control_without_a_prior_is_refused() -> None:
@@ -306,13 +318,21 @@ def test_guidance_goes_from_the_negative_to_the_positive_prompt(prior: Path) -> 
 
 
 def test_presets_and_labels() -> None:
-    paper = AuthFace.absent(settings(size="paper"))
-    assert {"sdxl vae", "sdxl text encoders"} <= set(paper)
+    lacking = AuthFace.absent(settings("method.network.condition_channels=[16,32,96,256]", size="paper"))
+    assert set(lacking) == {"sdxl vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"}
     found = settings("method.prompts=released", size="paper")
     assert found["sampling"]["preset"] == "authface_paper"
     assert RELEASED_PROMPTS["positive"].startswith("hyper-realistic portrait")
     assert AuthFace(settings()).label == "authface@demo"
     assert RELEASED_PROMPTS["negative"].endswith("easy negative")
+
+
+def test_a_mirror_is_the_same_base_model() -> None:
+    from bench.runs.plan import _without_hub
+
+    assert _without_hub({"name": "sdxl", "hub_ids": ["me/mirror"]}) == _without_hub("sdxl") == "sdxl"
+    changed = {"name": "sdxl", "unet": {"layers_per_block": 1}}
+    assert _without_hub({**changed, "hub_ids": ["me/mirror"]}) == changed
 
 
 def test_weights_of_the_prior_alone_are_not_scored(prior: Path) -> None:
@@ -345,6 +365,14 @@ def test_weights_of_the_prior_alone_are_not_scored(prior: Path) -> None:
         ("method.discriminator.betas=[0.9,2]", "discriminator.betas"),
         ("method.discriminator.learning_rate=x", "discriminator.learning_rate"),
         ("method.autoencoder_dtype=float16", "autoencoder_dtype"),
+        ("method.optimiser.learning_rate=-1", "optimiser.learning_rate"),
+        ("method.optimiser.decay_after=5", "optimiser.decay_after"),
+        ("method.ema_halflife_pictures=x", "ema_halflife_pictures"),
+        ("method.training.cached_samples=-1", "cached_samples"),
+        ("method.losses.saturating=maybe", "losses.saturating"),
+        ("method.self_ensemble=maybe", "self_ensemble"),
+        ("method.network.condition_channels=[8,8]", "condition_channels must be 4 numbers"),
+        ("method.network.condition_channels=x", "condition_channels must be 4 numbers"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(word: str, said: str) -> None:

@@ -113,6 +113,17 @@ def test_what_is_absent_or_another_network_is_named(
     assert not (tmp_path / "made.safetensors").exists()
 
 
+def test_half_a_folder_does_not_hide_what_was_downloaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from methods.authface import release
+
+    monkeypatch.setenv("BENCH_HOME", str(tmp_path / "home"))
+    (tmp_path / "home/weights/AuthFace/vae").mkdir(parents=True)
+    monkeypatch.setattr("methods.blocks.latent_diffusion.hub_snapshot", lambda name: folder)
+    assert release._downloaded() == folder
+
+
 def test_the_paper_size_is_the_published_one() -> None:
     from methods.authface.release import empty_network
 

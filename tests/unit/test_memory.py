@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from bench.batch import FaceBatch
+from bench.cli.main import main
 from bench.errors import UsageError
 from bench.method import MethodSpec, RestorationMethod
 from bench.runs.memory import is_out_of_memory, training_memory, training_out_of_memory
@@ -73,10 +75,27 @@ def test_a_picture_that_takes_too_much_says_what_needs_less() -> None:
     )
     ((error, _),) = Greedy({"tiles_per_call": 4, "self_ensemble": True}).predict_step(batch)
     assert isinstance(error, UsageError)
-    assert "tiles_per_call=1; method.self_ensemble=false; a device with more than 0.9 GB" in str(error)
+    assert "a picture of 8x8 px alone. What helps: method.tiles_per_call=1; method.self_ensemble=false" in str(error)
+    assert "Tried to allocate 7 GiB" in str(error.__cause__)
 
 
 def test_other_errors_are_none_of_memory() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA"))
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+
+
+def test_a_training_that_takes_too_much_says_what_needs_less(
+    tmp_path: Path, orl_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from methods.autoencoder.module import Autoencoder
+
+    def greedy(self: Any, batch: Any, batch_idx: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Autoencoder, "training_step", greedy)
+    words = ["method=autoencoder", "data=orl_heavy", f"run_dir={tmp_path}", "batch_size=8", "trainer.max_steps=1"]
+    assert main(["train", *words]) == 2
+    said = capsys.readouterr().err
+    assert "Out of memory: training autoencoder@demo with batches of 8" in said
+    assert "batch_size=4" in said

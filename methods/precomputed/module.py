@@ -1,0 +1,101 @@
+"""Pictures that another program restored, read from a folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bench.batch import FaceBatch
+from bench.errors import UsageError
+from bench.files import sha256_bytes
+from bench.image import is_picture, read_image
+from bench.method import MethodSpec, RestorationMethod
+from methods.blocks.tensor_cache import file_digest
+
+NAME = re.compile(r"[a-z0-9]([a-z0-9_.-]*[a-z0-9])?")
+WHERE = (
+    "Write the LQ pictures of a protocol with `bench data freeze data=NAME -o FOLDER`, restore them with the program "
+    "into a folder of the same names, and give it: method.root=FOLDER method.system=NAME."
+)
+
+
+class Precomputed(RestorationMethod):
+    """Gives the pictures of a folder, each under the id of the LQ picture it was made from.
+
+    Args:
+        settings: The composed `configs/method/precomputed.yaml`.
+
+    Raises:
+        UsageError: The program's name is none, or two files are of one picture.
+    """
+
+    spec = MethodSpec(
+        name="precomputed",
+        title="Precomputed pictures",
+        references="none",
+        licence="that of the program which made the pictures",
+    )
+    not_in_revision: ClassVar[tuple[str, ...]] = ("root",)
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self.system = settings.get("system")
+        if self.system is not None and not (isinstance(self.system, str) and NAME.fullmatch(self.system)):
+            raise UsageError(
+                f"method.system={self.system!r} is no name: small letters, digits, dots, dashes and underscores."
+            )
+        self.root = Path(settings["root"]).expanduser() if settings.get("root") else Path()
+        self.files: dict[str, Path] = {}
+        if settings.get("root") and self.root.is_dir():
+            for file in sorted(path for path in self.root.rglob("*") if is_picture(path)):
+                name = file.relative_to(self.root).with_suffix("").as_posix()
+                if name in self.files:
+                    raise UsageError(f"{self.files[name]} and {file} are of one picture: take one away.")
+                self.files[name] = file
+
+    @classmethod
+    def absent(cls, settings: dict[str, Any]) -> dict[str, str]:
+        """See `RestorationMethod.absent`."""
+        root = settings.get("root")
+        if not root:
+            return {"pictures": f"Nothing says where they are. {WHERE}"}
+        if not Path(root).expanduser().is_dir():
+            return {"pictures": f"method.root={root} is not a folder. {WHERE}"}
+        return {}
+
+    @property
+    def label(self) -> str:
+        """Name of the row, such as `precomputed+codeformer`."""
+        return f"{self.spec.name}+{self.system}" if self.system else self.spec.name
+
+    def conditions(self) -> dict[str, str]:
+        """One hash of all pictures and their names."""
+        listing = "\n".join(f"{name} {file_digest(file)}" for name, file in self.files.items())
+        return {"pictures": sha256_bytes(listing.encode("utf-8"))}
+
+    def restore(self, batch: FaceBatch) -> Tensor:
+        """Reads the pictures.
+
+        Raises:
+            UsageError: One is not there, cannot be decoded or has another size; nothing is resized.
+        """
+        return torch.stack([self._read(image_id, batch.lq.shape[-2:]) for image_id in batch.image_ids]).to(batch.lq)
+
+    def _read(self, image_id: str, size: torch.Size) -> Tensor:
+        file = self.files.get(image_id)
+        if file is None:
+            raise UsageError(f"{self.root} has no picture {image_id} (such as {image_id}.png).")
+        pixels = torch.from_numpy(read_image(file)).permute(2, 0, 1).float() / 255
+        if pixels.shape[-2:] != size:
+            raise UsageError(
+                f"{file} is {pixels.shape[-1]}x{pixels.shape[-2]} px, the protocol's pictures are {size[1]}x{size[0]}: "
+                "nothing is resized. Let the program write that size."
+            )
+        return pixels
+
+
+method_class = Precomputed
