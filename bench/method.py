@@ -17,6 +17,7 @@ from bench.errors import BenchError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from torch.utils.data import IterableDataset
 
@@ -249,6 +250,17 @@ class RestorationMethod(LightningModule):
     def weights_state(self) -> dict[str, Tensor]:
         """Tensors that make up the method's published weights file (EMA where there is one)."""
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+
+    @classmethod
+    def read_weights_file(cls, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and metadata of a weights file; methods whose files are another program's read them in their own way.
+
+        Raises:
+            UsageError: The file cannot be read.
+        """
+        from bench.weights.method_weights import read_weights
+
+        return read_weights(path)
 
     def load_weights_state(self, state: dict[str, Tensor]) -> None:
         """Loads what `weights_state` returned; every key must match."""

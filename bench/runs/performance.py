@@ -19,7 +19,7 @@ from bench.method import RestorationMethod
 from bench.registry import load_method
 from bench.runs.environment import environment
 from bench.runs.trainer import trainer_options
-from bench.weights.method_weights import read_weights, weights_path
+from bench.weights.method_weights import weights_path
 
 WARM_UP = 2
 FEWEST = 5
@@ -162,13 +162,13 @@ def build(
     name = settings["name"]
     torch.manual_seed(0)
     method = load_method(name)(settings)
-    if sum(1 for _ in method.parameters()):
+    if sum(1 for _ in method.parameters()) or settings.get("weights"):
         path: Path | None = weights_path(name, size or "default", settings.get("weights"))
         if path is None:
             notes.append("random weights, for timing only: its weights are not here")
         else:
             try:
-                method.load_weights_state(read_weights(path)[0])
+                method.load_weights_state(type(method).read_weights_file(path)[0])
             except RuntimeError as error:
                 raise UsageError(
                     f"The weights {path} do not fit {method.label}: {str(error).splitlines()[0]}"

@@ -23,7 +23,7 @@ from bench.protocol.probe import METRICS as PROBE_METRICS
 from bench.protocol.protocol import DataSettings, Protocol
 from bench.registry import load_method, load_metric
 from bench.weights.catalogue import entry_of_file, how_to_get
-from bench.weights.method_weights import read_metadata, read_weights, weights_path
+from bench.weights.method_weights import read_metadata, weights_path
 
 OVERWRITE = ("never", "missing", "always")
 # Settings of the method that say where its network comes from, not which pictures it makes.
@@ -129,7 +129,7 @@ def build_method(config: dict[str, Any]) -> tuple[RestorationMethod, str, Path |
     left_out = (*TRAINING_SETTINGS, *method_class.not_in_revision)
     identity: dict[str, Any] = {key: _without_hub(value) for key, value in settings.items() if key not in left_out}
     if path is not None:
-        state, metadata = read_weights(path)
+        state, metadata = method_class.read_weights_file(path)
         _check_architecture(method, metadata, path)
         try:
             method.load_weights_state(state)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 import methods
@@ -20,6 +21,7 @@ from bench.method import MethodSpec, RestorationMethod
 from bench.personal_state import PersonalSource
 from bench.registry import load_method, method_targets
 from bench.runs.plan import build_method, choose_size
+from tests.unit.identity_network import identity_esrgan
 
 METHODS = sorted(method_targets())
 # By how much red is above blue in what becomes of the reddish photographs. ReFine was trained on grey faces and takes
@@ -48,6 +50,10 @@ def method(
         for image_id, lq in zip(batch.image_ids, batch.lq, strict=True):
             write_png(folder / f"{image_id}.png", (lq * 255).round().byte().permute(1, 2, 0).numpy())
         FEW_STEPS["precomputed"] = [f"method.root={folder}"]
+    if request.param == "spandrel":
+        file = tmp_path_factory.mktemp("spandrel") / "identity.safetensors"
+        save_file(identity_esrgan(), file)
+        FEW_STEPS["spandrel"] = [f"method.weights={file}"]
     method = built(request.param)
     if method.personalises:
         method.persons = {
@@ -106,6 +112,18 @@ def pictures_of(method: RestorationMethod, batch: FaceBatch) -> Tensor:
 def test_restores_every_picture_in_its_shape_and_range(restored: Tensor, batch: FaceBatch) -> None:
     assert restored.shape == batch.lq.shape
     assert torch.isfinite(restored).all()
+    assert restored.min() >= 0
+    assert restored.max() <= 1
+
+
+def test_restore_itself_stays_in_range(method: RestorationMethod, batch: FaceBatch) -> None:
+    """What runs a method cuts off what is out of range; a network called in another range would be cut off too."""
+    one = batch.row(0).for_restoration()
+    side = method.native_size or 128
+    given = F.interpolate(one.references[0], size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    lq = F.interpolate(one.lq, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    with torch.inference_mode():
+        restored = method.restore(replace(one, lq=lq, references=given[None]))
     assert restored.min() >= 0
     assert restored.max() <= 1
 
