@@ -24,6 +24,8 @@ State = Literal[
     "measured", "can run", "not in this version", "weights missing", "data missing", "outputs missing", "cannot run"
 ]
 SIZES = ("paper", "demo")
+#: Endings of another project's weights.
+RELEASED = (".pth", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,12 @@ def _weights(settings: PaperRow, data: PaperData) -> tuple[list[str], tuple[str,
             return [f"method.weights={path}"], None
         why = f"this ablation needs weights of its own, looked for in {path}"
         return [], (why, f"bench train {train}, then copy its weights to {path}")
+    if (model := next((word for word in settings.words if word.startswith("method.model=")), "")) != "":
+        file = bench_home() / "weights" / model.partition("=")[2]
+        for ending in RELEASED:
+            if (path := file.with_name(file.name + ending)).is_file():
+                return [f"method.weights={path}"], None
+        return [], (f"the released file is looked for as {file}{RELEASED[0]}", settings.needs)
     if _size(name) == "none":
         return [], (
             f"no weights of {name} are here",

@@ -36,7 +36,7 @@ def test_one_table_for_people(capsys):
         "same protocol?",
         "ours | published | difference",
         "casia_webface",
-        "not in this version",
+        "outputs missing",
         "get it:",
     ):
         assert needed in out
@@ -85,6 +85,17 @@ def test_dry_run_prints_the_commands_and_runs_nothing(capsys, tmp_path, monkeypa
     ], "each command once"
     assert "can run: input" in said.out
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_released_file_is_looked_for_by_its_name(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_HOME", str(tmp_path))
+    words = ["reproduce", "pfstorer/table1", "--data", "orl_heavy_ci", "--dry-run"]
+    assert main(words) == 0
+    assert "codeformer.pth" in capsys.readouterr().out
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/codeformer.pth").write_bytes(b"")
+    assert main(words) == 0
+    assert f"method.model=codeformer method.weights={tmp_path}/weights/codeformer.pth" in capsys.readouterr().err
 
 
 @pytest.mark.slow
