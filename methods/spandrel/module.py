@@ -64,9 +64,15 @@ class Spandrel(RestorationMethod):
 
     @classmethod
     def read_weights_file(cls, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """See `RestorationMethod.read_weights_file`; torch files are read without running what is in them."""
-        from methods.blocks.checkpoints.accounting import read_checkpoint
+        """See `RestorationMethod.read_weights_file`; torch files are read without running what is in them.
 
+        A `.bin` file is Real-ESRGAN x4plus as ncnn has it.
+        """
+        from methods.blocks.checkpoints.accounting import read_checkpoint
+        from methods.spandrel.ncnn import read_ncnn_rrdbnet
+
+        if path.suffix == ".bin":
+            return read_ncnn_rrdbnet(path), {}
         state = read_checkpoint(path)
         # Data parallel trainings prefix every name.
         return {name.removeprefix("module."): tensor for name, tensor in state.items()}, {}

@@ -15,6 +15,7 @@ from bench.config import compose, method_settings
 from bench.errors import UsageError
 from bench.runs.plan import build_method
 from methods.spandrel.module import Spandrel
+from methods.spandrel.ncnn import read_ncnn_rrdbnet, rrdbnet_shapes
 from tests.unit.identity_network import identity_esrgan
 
 pytest.importorskip("spandrel")
@@ -146,3 +147,46 @@ def test_a_run_and_a_timing_with_a_released_file(
     assert '"spandrel+esrgan"' in capsys.readouterr().out
     assert main(["perf", *words, "--seconds", "0.1", "trainer.accelerator=cpu"]) == 0
     assert "random weights" not in capsys.readouterr().out
+
+
+def ncnn_file(file: Path, state: dict[str, Tensor], half: bool) -> Path:
+    """As ncnn writes it: a mark, weights (in half precision filled up to four bytes), bias."""
+    parts = []
+    for name in rrdbnet_shapes(8, 32, 1):
+        weight = state[f"{name}.weight"].numpy().astype("<f2" if half else "<f4").tobytes()
+        mark = (0x01306B47 if half else 0).to_bytes(4, "little")
+        parts += [mark, weight, bytes(-len(weight) % 4), state[f"{name}.bias"].numpy().astype("<f4").tobytes()]
+    file.write_bytes(b"".join(parts))
+    return file
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_a_file_of_ncnn_is_the_network_it_was_made_of(tmp_path: Path, half: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(value.shape, generator=generator) for name, value in identity_esrgan().items()}
+    found = read_ncnn_rrdbnet(ncnn_file(tmp_path / "x4.bin", state, half), rrdbnet_shapes(8, 32, 1))
+    assert found.keys() == state.keys()
+    for name, value in state.items():
+        expected = value.half().float() if half and name.endswith("weight") else value
+        assert torch.equal(found[name], expected), name
+
+
+def test_other_files_of_ncnn_are_refused(tmp_path: Path) -> None:
+    file = ncnn_file(tmp_path / "x4.bin", identity_esrgan(), True)
+    with pytest.raises(UsageError, match=r"x4\.bin"):
+        built(file)  # one block instead of 23
+    shapes, content = rrdbnet_shapes(8, 32, 1), file.read_bytes()
+    for broken, said in (
+        (content + b"more", "goes on after"),
+        (content[:-4], "ends before"),
+        (b"mark" + content, "has the type"),
+    ):
+        file.write_bytes(broken)
+        with pytest.raises(UsageError, match=said):
+            read_ncnn_rrdbnet(file, shapes)
+
+
+def test_the_published_network_has_its_layers() -> None:
+    shapes = rrdbnet_shapes()
+    assert len(shapes) == 351
+    assert sum(outside * (inside * 9 + 1) for outside, inside in shapes.values()) == 16_697_987
