@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -39,13 +39,11 @@ class Spandrel(RestorationMethod):
         references="none",
         licence="that of the network's release",
     )
-    not_in_revision: ClassVar[tuple[str, ...]] = ("tiles_per_call",)
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
         require_number("fidelity", settings["fidelity"], 0, 1)
         require_number("tile", settings["tile"], 2 * OVERLAP, whole=True)
-        require_number("tiles_per_call", settings["tiles_per_call"], 1, whole=True)
         self.network: torch.nn.Module | None = None
         self.architecture = ""
         self._described: Any = None
@@ -137,7 +135,7 @@ class Spandrel(RestorationMethod):
         described = self._described
         multiple = max(1, int(described.size_requirements.multiple_of or 1))
         padded, padding = pad_to_multiple(picture, multiple, int(described.size_requirements.minimum or 0))
-        tiling = Tiling(int(self.settings["tile"]), OVERLAP, batch=int(self.settings["tiles_per_call"]))
+        tiling = Tiling(int(self.settings["tile"]), OVERLAP)
         whole = tiled_decode(lambda own, _: self.called(own), padded, tiling, int(described.scale))
         return padding.cut(whole, int(described.scale))
 
