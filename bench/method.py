@@ -232,7 +232,7 @@ class RestorationMethod(LightningModule):
                 restored = self.restore_at_native_size(batch.for_restoration()).float().cpu()
         except Exception as error:
             if len(batch) == 1:
-                from bench.runs.memory import is_out_of_memory, restoring_out_of_memory
+                from bench.memory import is_out_of_memory, restoring_out_of_memory
 
                 if is_out_of_memory(error):
                     said = restoring_out_of_memory(self, *batch.lq.shape[-2:])

@@ -266,7 +266,7 @@ def _memory(config: dict[str, Any], found: dict[str, Any]) -> str:
     import psutil
     import torch
 
-    from bench.runs.memory import restoring_mb
+    from bench.memory import restoring_mb
 
     method = found.get("method")
     side = (method.native_size if method else None) or int(config["data"]["size"])

@@ -18,12 +18,12 @@ from bench.config import method_settings
 from bench.data.training import TrainingPairs, TrainingSettings
 from bench.errors import UsageError
 from bench.files import sha256_bytes, write_json
+from bench.memory import is_out_of_memory, training_out_of_memory
 from bench.method import RestorationMethod
 from bench.paths import runs_root
 from bench.protocol.protocol import DataSettings
 from bench.registry import load_method
 from bench.runs.environment import environment
-from bench.runs.memory import is_out_of_memory, training_out_of_memory
 from bench.runs.processes import shared_run_dir
 from bench.runs.progress import ProgressLines
 from bench.runs.trainer import trainer_options

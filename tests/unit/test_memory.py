@@ -12,8 +12,8 @@ import torch
 from bench.batch import FaceBatch
 from bench.cli.main import main
 from bench.errors import UsageError
+from bench.memory import is_out_of_memory, training_memory, training_out_of_memory
 from bench.method import MethodSpec, RestorationMethod
-from bench.runs.memory import is_out_of_memory, training_memory, training_out_of_memory
 
 
 def test_a_training_holds_weights_gradients_and_two_moments() -> None:
