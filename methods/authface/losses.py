@@ -8,7 +8,7 @@ which no logit is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -301,8 +301,8 @@ class FacialLoss(nn.Module):
         t: Tensor,
         factor: int = 8,
         seen: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the restoration network learns.
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What the restoration network learns, and what the discriminators learn of the same regions.
 
         Args:
             predicted: Predicted clean latents, (B, C, h, w), see `predicted_latent`.
@@ -313,41 +313,19 @@ class FacialLoss(nn.Module):
             seen: Which pictures show eyes and mouth, (B,), see `inside`; the others weigh nothing. All if not given.
 
         Returns:
-            The loss, one number; and its terms by `region/term`, detached and not yet weighted by lambda.
+            The network's loss, one number, which moves no discriminator; the discriminators', one number, which moves
+            nothing else; and the terms of the first by `region/term`, detached and not yet weighted by lambda.
         """
-        total = predicted.new_zeros(())
-        terms: dict[str, Tensor] = {}
-        for region, ours, theirs, weight in self._regions(predicted, real, points, t, factor, seen):
-            own = generator_terms(self._discriminator(region), ours, theirs, weight, self.saturating)
-            total = total + self.discriminative * own.discriminative + self.style * own.style
-            terms |= {f"{region}/discriminative": own.discriminative.detach(), f"{region}/style": own.style.detach()}
-        return total, terms
-
-    def discriminator_loss(
-        self,
-        predicted: Tensor,
-        real: Tensor,
-        points: Tensor,
-        t: Tensor,
-        factor: int = 8,
-        seen: Tensor | None = None,
-    ) -> Tensor:
-        """What the discriminators learn; arguments as of `forward`, none of which takes gradients. One number."""
-        losses = [
-            discriminator_loss(self._discriminator(region), ours, theirs, weight)
-            for region, ours, theirs, weight in self._regions(predicted.detach(), real, points, t, factor, seen)
-        ]
-        return torch.stack(losses).sum()
-
-    def _discriminator(self, region: Region) -> RegionDiscriminator:
-        return cast(RegionDiscriminator, self.discriminators[region])
-
-    def _regions(
-        self, predicted: Tensor, real: Tensor, points: Tensor, t: Tensor, factor: int, seen: Tensor | None
-    ) -> Iterator[tuple[Region, Tensor, Tensor, Tensor]]:
         weight = time_weight(t, self.m, self.s, self.weighting)
         if seen is not None:
             weight = weight * seen.to(weight)
+        network, discriminators = predicted.new_zeros(()), predicted.new_zeros(())
+        terms: dict[str, Tensor] = {}
         for region, boxes in region_boxes(points).items():
+            discriminator = cast(RegionDiscriminator, self.discriminators[region])
             ours, theirs = (crop_regions(latents, boxes, factor, self.patch) for latents in (predicted, real))
-            yield region, ours, theirs, weight
+            own = generator_terms(discriminator, ours, theirs, weight, self.saturating)
+            network = network + self.discriminative * own.discriminative + self.style * own.style
+            discriminators = discriminators + discriminator_loss(discriminator, ours, theirs, weight)
+            terms |= {f"{region}/discriminative": own.discriminative.detach(), f"{region}/style": own.style.detach()}
+        return network, discriminators, terms

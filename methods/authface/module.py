@@ -406,9 +406,7 @@ class AuthFace(LatentDiffusionMethod):
         self.log("train/without_face", (~seen).float().sum())
         clean = predicted_latent(noised.noisy, noised.predicted_noise(predicted), noised.alpha.flatten())
         t = noised.timestep.float() / self.sampler.settings.train_timesteps
-        given = (noised.latent, tensors["points"], t, self.space.factor, seen)
-        facial, terms = self.facial(clean, *given)
-        judged = self.facial.discriminator_loss(clean, *given)
+        facial, judged, terms = self.facial(clean, noised.latent, tensors["points"], t, self.space.factor, seen)
         for name, value in (*terms.items(), ("discriminators", judged.detach())):
             self.log(f"train/{name}", value)
         return loss + float(self.settings["losses"]["facial"]) * facial + judged

@@ -6,7 +6,7 @@ ViT-bigG, one beside the other, and the summary of the second.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,7 @@ def prompt_states(folder: Path, prompts: Sequence[str], repository: str) -> Prom
     Raises:
         MissingError: Something of the folder is absent.
     """
-    content = text_digests(folder, repository)
-    encoders: list[Any] = []
-    found = [
-        cached_tensors("text", {**content, "prompt": prompt}, partial(_encode, folder, prompt, encoders))
-        for prompt in prompts
-    ]
+    found = list(_states(folder, prompts, repository))
     return PromptStates(torch.stack([own["tokens"] for own in found]), torch.stack([own["pooled"] for own in found]))
 
 
@@ -67,16 +62,18 @@ def encode_prompts(folder: Path, prompts: Sequence[str], repository: str) -> int
     Raises:
         MissingError: Something of the folder is absent.
     """
-    content = text_digests(folder, repository)
     lock = bench_home() / "cache" / "text" / "prompts.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    encoders: list[Any] = []
-    cut = 0
     with FileLock(str(lock)):
-        for prompt in prompts:
-            made = cached_tensors("text", {**content, "prompt": prompt}, partial(_encode, folder, prompt, encoders))
-            cut += int(made["cut"])
-    return cut
+        return sum(int(made["cut"]) for made in _states(folder, prompts, repository))
+
+
+def _states(folder: Path, prompts: Sequence[str], repository: str) -> Iterator[dict[str, Tensor]]:
+    """States of one prompt after the other; the encoders are loaded for the first that is not in the cache."""
+    content = text_digests(folder, repository)
+    encoders: list[Any] = []
+    for prompt in prompts:
+        yield cached_tensors("text", {**content, "prompt": prompt}, partial(_encode, folder, prompt, encoders))
 
 
 def text_digests(folder: Path, repository: str) -> dict[str, str]:

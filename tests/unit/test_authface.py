@@ -134,8 +134,7 @@ def test_the_loss_is_that_of_the_noise_and_of_the_faces(prior: Path) -> None:
     predicted = method.network(noised.noisy, noised.timestep, method.prompt(3, ""), times, tensors["lq"])
     clean = noised.alpha.sqrt() * noised.noisy - (1 - noised.alpha).sqrt() * predicted
     faces = [row[:2] for row in (clean, noised.latent, tensors["points"], noised.timestep / 1000)]
-    facial, _ = method.facial(*faces)
-    judged = method.facial.discriminator_loss(*faces)
+    facial, judged, _ = method.facial(*faces)
     # Means are over three pictures, of which one weighs nothing.
     expected = F.mse_loss(predicted, noised.target) + 2 / 3 * (facial + judged)
     assert torch.allclose(loss, expected, rtol=1e-4)

@@ -207,7 +207,7 @@ def test_the_facial_loss_is_the_sum_over_eyes_and_mouth(face: tuple[Tensor, Tens
     loss = FacialLoss(width=8, discriminative=0.3, style=2.0)
     points, t = points.expand(3, -1, -1), torch.tensor([0.1, 0.3, 0.9])
     predicted, real = torch.randn(3, 4, 16, 16, requires_grad=True), torch.randn(3, 4, 16, 16)
-    total, terms = loss(predicted, real, points, t)
+    total, judged, terms = loss(predicted, real, points, t)
     assert set(terms) == {"eyes/discriminative", "eyes/style", "mouth/discriminative", "mouth/style"}
     by_hand = sum(0.3 * terms[f"{name}/discriminative"] + 2.0 * terms[f"{name}/style"] for name in ("eyes", "mouth"))
     assert float(total) == pytest.approx(float(by_hand), rel=1e-5)
@@ -217,10 +217,12 @@ def test_the_facial_loss_is_the_sum_over_eyes_and_mouth(face: tuple[Tensor, Tens
     assert not predicted.grad[..., -1].any()
     assert predicted.grad.any()
     assert all(parameter.grad is None for parameter in loss.parameters())
-    loss.discriminator_loss(predicted, real, points, t).backward()
+    before = predicted.grad.clone()
+    judged.backward()
+    assert torch.equal(predicted.grad, before), "what the discriminators learn moves nothing else"
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in loss.parameters())
     constant = FacialLoss(width=8, weighting="constant")
     constant.load_state_dict(loss.state_dict())
-    assert not torch.allclose(constant(predicted, real, points, t)[1]["eyes/style"], terms["eyes/style"])
+    assert not torch.allclose(constant(predicted, real, points, t)[2]["eyes/style"], terms["eyes/style"])
     with pytest.raises(UsageError, match="weighting"):
         FacialLoss(weighting="linear")  # type: ignore[arg-type]
