@@ -69,6 +69,7 @@ class RestorationMethod(LightningModule):
             content `conditions` names).
         optimizer_steps_per_batch: How often an optimiser steps per training batch. Lightning's
             `max_steps` counts these, ours counts batches.
+        reads_class_word: Whether what is learnt of a person depends on what the person is called, such as `man`.
         any_size: Whether `restore` takes pictures of any size of at least `native_size`, in tiles.
         weights_sha256: Hash of the weights file that was loaded; None before, or where there is none.
         persons: What was learnt of the person on each picture, by image id; or why nothing could be.
@@ -81,6 +82,7 @@ class RestorationMethod(LightningModule):
     native_size: int | None = None
     size: str | None = None
     any_size: bool = False
+    reads_class_word: bool = False
     weights_sha256: str | None = None
 
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
@@ -152,6 +154,7 @@ class RestorationMethod(LightningModule):
         unfinished: dict[str, Tensor] | None = None,
         keep: Callable[[dict[str, Tensor]], None] | None = None,
         advance: Callable[[int, bool], None] | None = None,
+        class_word: str = "person",
     ) -> dict[str, Tensor]:
         """Learns a person; the method itself stays as it is.
 
@@ -161,6 +164,7 @@ class RestorationMethod(LightningModule):
             unfinished: What `keep` was last given, to go on from there: the result is the same.
             keep: Takes everything that going on from here needs, now and then.
             advance: Told how many iterations are done since the last time, and whether an earlier call did them.
+            class_word: What the person is called; read where `reads_class_word` says so.
 
         Returns:
             What `restore` reads of the person, on the CPU.

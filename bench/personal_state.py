@@ -89,10 +89,12 @@ class PersonalSource:
     Attributes:
         references: (R, 3, H, W) RGB in [0, 1].
         seed: Of the run, or of `bench personalise`.
+        class_word: What the person is called, see `DatasetCard.class_words`.
     """
 
     references: Tensor
     seed: int
+    class_word: str = "person"
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -118,6 +120,8 @@ class PersonalSource:
             "references": self.digests,
             "seed": self.seed,
         }
+        if method.reads_class_word:
+            content["class_word"] = self.class_word
         return sha256_bytes(json.dumps(content, sort_keys=True).encode("utf-8"))[:16]
 
     def state(self, method: RestorationMethod, key: str, tensors: dict[str, Tensor]) -> PersonalState:

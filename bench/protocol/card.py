@@ -48,6 +48,8 @@ class DatasetCard:
         package: `{distribution, version, path}` where an installable package ships the pictures.
         alignment: Committed alignment file, relative to `datasets/`; None where the pictures are
             aligned already.
+        class_words: What a person is called where a method is told by text: identity -> `man`, `woman`, and `default`
+            for all others; `person` where nothing is said.
         obtain: How to get the data, one or two sentences.
         traps: Known pitfalls.
     """
@@ -75,6 +77,11 @@ class DatasetCard:
     public: bool = True
     statistics: dict[str, Any] = field(default_factory=dict)
     traps: list[str] = field(default_factory=list)
+    class_words: dict[str, str] = field(default_factory=dict)
+
+    def class_word(self, identity: str) -> str:
+        """What a person is called, see `class_words`."""
+        return self.class_words.get(identity, self.class_words.get("default", "person"))
 
 
 def card_names() -> list[str]:

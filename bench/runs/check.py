@@ -190,6 +190,7 @@ def _method(config: dict[str, Any], found: dict[str, Any]) -> str:
 
 def _persons(config: dict[str, Any], found: dict[str, Any]) -> str:
     from bench.personal_state import state_path
+    from bench.protocol.card import load_card
     from bench.protocol.pictures import ProtocolPictures
     from bench.runs.personalise import is_kept, people, source_of
 
@@ -198,7 +199,7 @@ def _persons(config: dict[str, Any], found: dict[str, Any]) -> str:
     persons, known = people(protocol.images), 0
     for person in persons:
         try:
-            source = source_of(pictures, person, int(config["seed"]))
+            source = source_of(pictures, person, int(config["seed"]), load_card(protocol.card))
         except BenchError as error:
             raise RemarkError(f"{person.identity} cannot be learnt, and its pictures will fail: {error}") from error
         known += is_kept(state_path(method, source.key(method, str(config["trainer"]["precision"]))))

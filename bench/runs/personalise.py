@@ -29,6 +29,7 @@ from bench.personal_state import (
     write_state,
 )
 from bench.progress import Progress
+from bench.protocol.card import DatasetCard, load_card
 from bench.protocol.pictures import ProtocolPictures
 from bench.protocol.protocol import ProtocolImage, ProtocolMismatchError, ProtocolPhoto
 from bench.runs.journal import Journal, read_journals
@@ -79,13 +80,13 @@ class Personaliser(Callback):
         plan, method = self.plan, self.plan.method
         method.to(trainer.strategy.root_device)
         rank, world_size = trainer.global_rank, trainer.world_size
-        persons = people(plan.protocol.images)
+        persons, card = people(plan.protocol.images), load_card(plan.protocol.card)
         precision = str(plan.config["trainer"]["precision"])
         seed = int(plan.config["seed"])
         keys: dict[int, str | BenchError] = {}
         for number, person in enumerate(persons):
             try:
-                keys[number] = source_of(plan.pictures, person, seed).key(method, precision)
+                keys[number] = source_of(plan.pictures, person, seed, card).key(method, precision)
             except ProtocolMismatchError:
                 raise
             except BenchError as error:
@@ -105,7 +106,7 @@ class Personaliser(Callback):
                 progress.advance(count, note)
 
             try:
-                source = source_of(plan.pictures, persons[number], seed)
+                source = source_of(plan.pictures, persons[number], seed, card)
                 _warn(persons[number], source)
                 with trainer.precision_plugin.forward_context():
                     learn(method, source, source.key(method, precision), advance)
@@ -128,8 +129,8 @@ class Personaliser(Callback):
             _say_what_failed(persons, found)
 
 
-def source_of(pictures: ProtocolPictures, person: Person, seed: int) -> PersonalSource:
-    """The person's references.
+def source_of(pictures: ProtocolPictures, person: Person, seed: int, card: DatasetCard) -> PersonalSource:
+    """The person's references, and what the data set's card calls the person.
 
     Raises:
         BenchError: There are none, or one cannot be read.
@@ -137,7 +138,7 @@ def source_of(pictures: ProtocolPictures, person: Person, seed: int) -> Personal
     if not person.references:
         raise UsageError(f"{person.identity} has no reference to be learnt from.")
     crops = [torch.tensor(pictures.crop(photo)).permute(2, 0, 1).float().div(255) for photo in person.references]
-    return PersonalSource(torch.stack(crops), seed)
+    return PersonalSource(torch.stack(crops), seed, card.class_word(person.identity))
 
 
 def is_kept(path: Path) -> bool:
@@ -234,11 +235,12 @@ def learn(
             found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             write_tensors(unfinished, found, {"key": key})
 
+        of_person = source.references, source.own_seed
         try:
-            tensors = method.personalise(source.references, source.own_seed, before, keep, advance)
+            tensors = method.personalise(*of_person, before, keep, advance, source.class_word)
         except UnfinishedError:
             # It is of an earlier version, or not whole.
-            tensors = method.personalise(source.references, source.own_seed, None, keep, advance)
+            tensors = method.personalise(*of_person, None, keep, advance, source.class_word)
         if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]:
             raise UsageError(f"What was learnt holds NaN or infinite values ({', '.join(broken[:3])}).")
         state = source.state(method, key, tensors)

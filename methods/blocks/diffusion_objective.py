@@ -5,6 +5,7 @@ Source: Ho et al., NeurIPS 2020, Eqs. 4 and 14; for velocities Salimans and Ho, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +62,12 @@ class NoisyLatents:
 
 
 def add_noise(
-    latent: Tensor, alphas_cumprod: Tensor, prediction: Prediction, generator: torch.Generator, least: int = 0
+    latent: Tensor,
+    alphas_cumprod: Tensor,
+    prediction: Prediction,
+    generator: torch.Generator,
+    least: int = 0,
+    among: Sequence[int] = (),
 ) -> NoisyLatents:
     """Draws a timestep and noise for each latent.
 
@@ -72,9 +78,14 @@ def add_noise(
         prediction: What the denoiser predicts.
         generator: Of the CPU, so that a draw does not depend on the device.
         least: The least timestep that is drawn.
+        among: The timesteps that are drawn, if not all from `least` on.
     """
     latent = latent.float()
-    timestep = torch.randint(least, len(alphas_cumprod), (len(latent),), generator=generator).to(latent.device)
+    if among:
+        timestep = torch.tensor(among)[torch.randint(len(among), (len(latent),), generator=generator)]
+    else:
+        timestep = torch.randint(least, len(alphas_cumprod), (len(latent),), generator=generator)
+    timestep = timestep.to(latent.device)
     noise = torch.randn(latent.shape, generator=generator).to(latent)
     alpha = alphas_cumprod.to(latent)[timestep].view(-1, 1, 1, 1)
     return NoisyLatents(latent, noise, timestep, alpha, prediction)

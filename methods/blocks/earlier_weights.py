@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from bench.errors import UsageError
 from bench.weights.method_weights import read_weights
 from methods.blocks.staged_network import StagedNetwork
+
+
+def in_float32(tensor: Tensor) -> Tensor:
+    """A tensor of weights in float32; one that holds places or numbers as it is."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def read_earlier_weights(
@@ -29,7 +36,7 @@ def read_earlier_weights(
     wanted = network.state_dict()
     try:
         surplus = sorted({network.part_of(name) for name in state.keys() - wanted.keys()} - network.left_out)
-        missing, _ = network.load_state_dict({k: v.float() for k, v in state.items() if k in wanted}, strict=False)
+        missing, _ = network.load_state_dict({k: in_float32(v) for k, v in state.items() if k in wanted}, strict=False)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UsageError(f"{file} is no earlier stage of this network: {reason}") from error

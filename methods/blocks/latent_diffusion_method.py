@@ -20,6 +20,7 @@ from methods.blocks.base_models import BaseModel, base_model
 from methods.blocks.colour_fix import COLOUR_FIXES
 from methods.blocks.counted_training import CountedTraining
 from methods.blocks.diffusion_objective import NoisyLatents, add_noise
+from methods.blocks.earlier_weights import in_float32
 from methods.blocks.inference_network import InferenceNetwork
 from methods.blocks.latent_diffusion import locate_base, weights_file
 from methods.blocks.latent_samples import LatentBatch, LatentSamples
@@ -275,4 +276,4 @@ class LatentDiffusionMethod(CountedTraining, RestorationMethod):
             )
         if surplus:
             raise UsageError(f"The weights hold tensors of {', '.join(sorted(surplus))} that this network has not.")
-        self.network.load_state_dict({name: state[name].float() for name in wanted}, assign=True)
+        self.network.load_state_dict({name: in_float32(state[name]) for name in wanted}, assign=True)

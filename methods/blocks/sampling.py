@@ -116,6 +116,8 @@ PRESETS: dict[str, SamplingSettings] = {
     # SDXL's own configuration, from pure noise; the paper names neither solver nor steps: those of the released code.
     "authface_paper": SamplingSettings(solver="ddpm", steps=50),
     "authface_released_code": SamplingSettings(solver="ddpm", steps=50, guidance=8.0),
+    # DiffBIR's spaced DDPM from pure noise; guidance 1 reads no negative prompt.
+    "dual_pivot_released_code": SamplingSettings(solver="ddpm", spacing="linspace", offset=0),
     # The last steps only sharpen what is there: guidance does little in them (Kynkäänniemi et al., NeurIPS 2024).
     "fast": SamplingSettings(
         solver="dpm_solver++", steps=20, guidance=7.5, guided_share=0.7, spacing="linspace", offset=0

@@ -22,8 +22,8 @@ from methods.blocks.tensor_cache import cached_tensors, file_digest
 
 TEXT_TOKENS = 77
 OPEN_CLIP_PADDING = 0
-#: Numbers of the words in RestorerID's prompts, computed with CLIP's tokeniser, so that its checkpoint, which brings no
-#: tokeniser, is enough. A word's numbers depend on that word alone.
+#: Numbers of the words in prompts of RestorerID and Dual-Pivot Tuning, computed with CLIP's tokeniser, so that a
+#: checkpoint, which brings no tokeniser, is enough. A word's numbers depend on that word alone.
 KNOWN_WORDS = {
     "best": (949,),
     "quality": (3027,),
@@ -36,6 +36,15 @@ KNOWN_WORDS = {
     "blurry": (21977,),
     "worst": (5719,),
     "low": (1042,),
+    "a": (320,),
+    "photo": (1125,),
+    "of": (539,),
+    "sks": (48136,),
+    "person": (2533,),
+    "man": (786,),
+    "woman": (2308,),
+    "boy": (1876,),
+    "girl": (1611,),
 }
 
 

@@ -28,12 +28,12 @@ from methods.blocks.diffusion_objective import NoisyLatents
 from methods.blocks.earlier_weights import read_earlier_weights
 from methods.blocks.latent_diffusion import load_base
 from methods.blocks.latent_diffusion_method import LatentDiffusionMethod, require_number
+from methods.blocks.personal_samples import PersonalSamples
 from methods.blocks.sampling import ModelCall
 from methods.blocks.self_ensemble import mean_over_mirror
 from methods.blocks.tiling import Tiling, Window, pad_to_multiple, tiled_decode, tiled_encode
 from methods.pfstorer.learnt_text import new_text
 from methods.pfstorer.network import Personalised, PersonalParts, PFStorerNetwork, ReferenceTokens
-from methods.pfstorer.personal_samples import PersonalSamples
 from methods.pfstorer.personal_training import PersonalTraining
 from methods.pfstorer.personalisation_block import Form, LearntText
 
@@ -225,6 +225,7 @@ class PFStorer(LatentDiffusionMethod):
         unfinished: dict[str, Tensor] | None = None,
         keep: Callable[[dict[str, Tensor]], None] | None = None,
         advance: Callable[[int, bool], None] | None = None,
+        class_word: str = "person",
     ) -> dict[str, Tensor]:
         """See `RestorationMethod.personalise`.
 

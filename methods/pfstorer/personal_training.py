@@ -16,8 +16,8 @@ from bench.seeds import derive_seed
 from methods.blocks.diffusion_objective import NoisyLatents, add_noise
 from methods.blocks.frozen_encoder import EncoderFeatures, FrozenEncoder
 from methods.blocks.learning_rate import learning_rate
+from methods.blocks.personal_samples import PersonalSamples
 from methods.pfstorer.network import Personalised, PersonalParts, PFStorerNetwork
-from methods.pfstorer.personal_samples import PersonalSamples
 from methods.pfstorer.personalisation_block import attention_regulariser
 
 if TYPE_CHECKING:

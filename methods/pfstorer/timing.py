@@ -10,9 +10,9 @@ from torch import Tensor
 
 from bench.personal_state import PersonalSource, PersonalState
 from methods.blocks.diffusion_objective import NoisyLatents, add_noise
+from methods.blocks.personal_samples import PersonalSamples
 from methods.blocks.timing_substitutes import fill_zeros, substitute_absent
 from methods.pfstorer.network import Personalised
-from methods.pfstorer.personal_samples import PersonalSamples
 from methods.pfstorer.personal_training import PersonalTraining
 from methods.pfstorer.personalisation_block import attention_regulariser
 

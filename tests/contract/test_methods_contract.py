@@ -31,6 +31,10 @@ RED_ABOVE_BLUE = {"refine": 0.0}
 FEW_STEPS = {
     "restorerid": ["method.sampling.steps=3", "method.alpha=40", "method.beta=10"],
     "pfstorer": ["method.personalisation.iterations=2", "method.personalisation.samples=4"],
+    "dual_pivot": [
+        *("method.personalisation.textual.iterations=2", "method.personalisation.textual.samples=4"),
+        *("method.personalisation.model.iterations=2", "method.personalisation.model.samples=8"),
+    ],
 }
 
 

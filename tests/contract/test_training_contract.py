@@ -24,10 +24,18 @@ AUTHFACE = [
     "method.discriminator.width=8",
     "method.training.cached_samples=8",
 ]
+DUAL_PIVOT = [
+    "method.base={name: demo, unet: {block_out_channels: [16, 16, 16]}}",
+    "method.network.cleaner.channels=8",
+    "method.training.cached_samples=8",
+]
 # Small networks; where stages learn in ways of their own, by method and stage.
 SMALL = {
     "authface prior": [*AUTHFACE, "method.training.stage=prior"],
     "authface control": AUTHFACE,
+    "dual_pivot cleaner": [*DUAL_PIVOT, "method.training.stage=cleaner"],
+    "dual_pivot prior": [*DUAL_PIVOT, "method.training.stage=prior"],
+    "dual_pivot control": DUAL_PIVOT,
     "autoencoder": ["method.network.block_out_channels=[8,8,8,8]"],
     "refine": [
         "method.network.narrow=0.0625",
@@ -58,6 +66,9 @@ BATCHES, STOPPED_AFTER = 10, 6
 SWITCHES = {
     "authface prior": [],
     "authface control": [],
+    "dual_pivot cleaner": [],
+    "dual_pivot prior": [],
+    "dual_pivot control": [],
     "autoencoder": ["method.training.whole_from=8"],
     "refine": [
         "method.losses.adversarial_start=5",
@@ -69,7 +80,11 @@ SWITCHES = {
     "restorerid": [],
 }
 # Stage -> the one that it goes on from.
-EARLIER = {"authface control": "authface prior"}
+EARLIER = {
+    "authface control": "authface prior",
+    "dual_pivot prior": "dual_pivot cleaner",
+    "dual_pivot control": "dual_pivot prior",
+}
 # The cheapest method stands for all where the engine is tested.
 CHEAPEST = "autoencoder"
 

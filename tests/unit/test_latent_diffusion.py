@@ -181,8 +181,15 @@ def test_empty_prompt_needs_no_tokeniser_and_pads_as_trained(tmp_path):
         token_numbers(BASE_MODELS["sd15"], tmp_path, "best portrait")
 
 
-def test_words_known_without_a_tokeniser_have_its_numbers(tmp_path):
-    prompt = "Best quality, cartoon, 3d, lowres, blurry, worst, low, high"
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Best quality, cartoon, 3d, lowres, blurry, worst, low, high",
+        "a photo of a sks man",
+        "a photo of a woman, person, boy, girl",
+    ],
+)
+def test_words_known_without_a_tokeniser_have_its_numbers(tmp_path, prompt):
     clip = pytest.importorskip("clip.simple_tokenizer")
     expected = clip.SimpleTokenizer().encode(prompt)
     assert token_numbers(BASE_MODELS["sd15"], tmp_path, prompt) == [49406, *expected] + [49407] * (76 - len(expected))

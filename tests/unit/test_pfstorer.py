@@ -31,10 +31,10 @@ from bench.runs.personalise import KeptStates, learn
 from bench.runs.plan import build_method
 from bench.weights.method_weights import write_tensors
 from methods.blocks.frozen_encoder import FrozenEncoder
+from methods.blocks.personal_samples import PersonalSamples
 from methods.blocks.tiling import Tiling
 from methods.pfstorer.module import PFStorer
 from methods.pfstorer.network import Personalised
-from methods.pfstorer.personal_samples import PersonalSamples
 
 SIDE = 128
 QUICK = [
@@ -260,7 +260,7 @@ def test_samples_show_every_reference_and_read_another(method: PFStorer, referen
 
 
 def test_fresh_samples_are_made_once(references: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("methods.pfstorer.personal_samples.PIXELS_TOGETHER", SIDE**2)
+    monkeypatch.setattr("methods.blocks.personal_samples.PIXELS_TOGETHER", SIDE**2)
     made: list[slice] = []
     make = PersonalSamples._made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ PIXELS_TOGETHER = 16 * 128**2
 
 
 class PersonalSamples:
-    """Degraded references (PFStorer, Sec. 3.2: a random LQ is made of a reference in each iteration).
+    """Degraded references (as PFStorer, Sec. 3.2: a random LQ is made of a reference in each iteration).
 
     Samples are made in groups that always stay together, since in other company their last bits are others. Sample n
     depends on the references, the seed and the number of samples alone.
@@ -36,6 +37,7 @@ class PersonalSamples:
         flip: Whether half of the samples are mirrored.
         together: Samples of a group; by `PIXELS_TOGETHER` if not given.
         forget: Whether the groups last asked for alone are kept, for samples that are used once.
+        clean: What is done to LQ pictures (B, 3, H, W) in [0, 1] before they are encoded; nothing if not given.
     """
 
     def __init__(
@@ -48,10 +50,11 @@ class PersonalSamples:
         flip: bool = True,
         together: int | None = None,
         forget: bool = False,
+        clean: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._pictures, self._degradation, self._space = pictures, degradation, space
         self._together = together or max(1, PIXELS_TOGETHER // (pictures.shape[-1] * pictures.shape[-2]))
-        self._forget = forget
+        self._forget, self._clean = forget, clean
         self._groups: dict[int, tuple[Tensor, Tensor]] = {}
         self._seeds = [derive_seed(seed, "personal sample", number) for number in range(count)]
         self._mirrored = torch.tensor([flip and derive_seed(own, "mirror") % 2 == 1 for own in self._seeds])
@@ -98,5 +101,7 @@ class PersonalSamples:
         clean = torch.where(self._mirrored[rows, None, None, None].to(clean.device), clean.flip(-1), clean)
         size = (int(clean.shape[-2]), int(clean.shape[-1]))
         degraded = self._degradation.apply(clean, self._degradation.sample(self._seeds[rows], size))
+        if self._clean is not None:
+            degraded = self._clean(degraded)
         latents = self.encoded(torch.cat([clean, degraded]))
         return latents[: len(clean)], latents[len(clean) :]

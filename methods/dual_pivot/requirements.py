@@ -1,0 +1,68 @@
+"""What Dual-Pivot Tuning needs beside its weights: the base model's parts, the tokeniser, generic faces."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bench.config import read_preset
+from bench.errors import MissingError
+from bench.protocol.card import data_root, load_card
+from bench.protocol.protocol import DataSettings
+from methods.blocks.absent_parts import absent_base_parts
+from methods.blocks.base_models import base_model
+from methods.dual_pivot.cleaner import SPANDREL_MISSING
+from methods.dual_pivot.prompts import personal_prompt
+
+if TYPE_CHECKING:
+    from bench.data.training import TrainingPairs
+
+
+def generic_data(settings: Mapping[str, Any]) -> DataSettings:
+    """The data configuration of the generic faces, degraded as the personal ones are."""
+    own = settings["personalisation"]
+    found = DataSettings(**read_preset("data", own["model"]["generic_data"]))
+    return replace(found, degradation=read_preset("degradation", own["degradation"]))
+
+
+def uses_generic_faces(settings: Mapping[str, Any]) -> bool:
+    """Whether the model pivot is tuned on faces of other people."""
+    own = settings["personalisation"]
+    return bool(own["tunes"] == "both" and own["model"]["faces"] == "generic")
+
+
+def generic_pairs(settings: Mapping[str, Any], size: int) -> TrainingPairs:
+    """Generic faces and their LQ pictures: the people to train on of the data configuration.
+
+    Args:
+        settings: Settings of the method.
+        size: Side of the pictures.
+
+    Raises:
+        MissingError: The data set is not here.
+    """
+    from bench.data.training import TrainingPairs, TrainingSettings
+
+    plain = dict.fromkeys(("deformation", "rotation", "zoom", "shift", "tone", "light"), 0)
+    batch = int(settings["personalisation"]["model"]["batch_size"])
+    drawn = TrainingSettings(batch_size=batch, references=0, seed=0, size=size, augmentation=plain)
+    return TrainingPairs(generic_data(settings), drawn)
+
+
+def absent_parts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """See `RestorationMethod.absent`."""
+    base = base_model(settings["base"])
+    prompt = personal_prompt(settings["personalisation"]["token"], "person")
+    found = absent_base_parts(base, settings["autoencoder"], ["", prompt])
+    if settings["network"]["cleaner"]["kind"] == "swinir" and importlib.util.find_spec("spandrel") is None:
+        found["spandrel"] = SPANDREL_MISSING
+    if uses_generic_faces(settings):
+        data = generic_data(settings)
+        try:
+            data_root(load_card(data.card), data.root)
+        except MissingError as error:
+            advice = "Tune on the person's own faces instead: method.personalisation.model.faces=personal"
+            found["generic faces"] = f"{error}\n{advice}"
+    return found
