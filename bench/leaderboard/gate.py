@@ -216,7 +216,8 @@ def shipped_jobs(board: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     Raises:
         UsageError: There is no such board.
     """
-    from bench.registry import method_targets
+    from bench.registry import load_method, method_targets
+    from bench.weights.catalogue import missing
 
     entries = _board_entries(board)
     jobs: dict[str, list[str]] = {}
@@ -230,6 +231,8 @@ def shipped_jobs(board: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
             left_out[one] = "no method of this version has this name"
         elif variant is None:
             left_out[one] = f"the settings behind {match[2]} cannot be told from the label"
+        elif (weights := load_method(match[1]).spec.weights) and (why := missing(weights)):
+            left_out[one] = f"not shipped with this repository: {why.splitlines()[0]}"
         else:
             jobs[one] = [f"method={match[1]}", *variant] + [f"size={match[3]}"] * bool(match[3])
     return jobs, left_out

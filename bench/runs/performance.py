@@ -19,7 +19,7 @@ from bench.method import RestorationMethod
 from bench.registry import load_method
 from bench.runs.environment import environment
 from bench.runs.trainer import trainer_options
-from bench.weights.method_weights import weights_path
+from bench.weights.method_weights import default_weights, weights_path
 
 WARM_UP = 2
 FEWEST = 5
@@ -162,8 +162,9 @@ def build(
     name = settings["name"]
     torch.manual_seed(0)
     method = load_method(name)(settings)
-    if sum(1 for _ in method.parameters()) or settings.get("weights"):
-        path: Path | None = weights_path(name, size or "default", settings.get("weights"))
+    if sum(1 for _ in method.parameters()) or settings.get("weights") or method.spec.weights:
+        given = settings.get("weights")
+        path: Path | None = weights_path(name, size, given) if size else default_weights(type(method), given)
         if path is None:
             notes.append("random weights, for timing only: its weights are not here")
         else:

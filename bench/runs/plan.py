@@ -23,7 +23,7 @@ from bench.protocol.probe import METRICS as PROBE_METRICS
 from bench.protocol.protocol import DataSettings, Protocol
 from bench.registry import load_method, load_metric
 from bench.weights.catalogue import entry_of_file, how_to_get
-from bench.weights.method_weights import read_metadata, weights_path
+from bench.weights.method_weights import default_weights, read_metadata, weights_path
 
 OVERWRITE = ("never", "missing", "always")
 # Settings of the method that say where its network comes from, not which pictures it makes.
@@ -73,7 +73,7 @@ def choose_size(config: dict[str, Any]) -> tuple[str | None, Path | None]:
     name, sizes = method["name"], method.get("sizes") or {}
     given = method.get("weights")
     if not sizes:
-        return None, weights_path(name, "default", given)
+        return None, default_weights(load_method(name), given)
     if wanted not in ("auto", *sizes):
         raise unknown_name(f"size of {name}", wanted, ["auto", *sizes])
     known = [choice for choice in group_choices("data") if config["data"]["name"].startswith(choice)]

@@ -47,6 +47,21 @@ def weights_path(method: str, size: str, given: str | None = None) -> Path | Non
     return None
 
 
+def default_weights(method: type[RestorationMethod], given: str | None = None) -> Path | None:
+    """The weights file of a method without sizes: one of its own, else that of the catalogue which its spec names.
+
+    Raises:
+        MissingError: `given` is not a file, or the catalogue's file is nowhere.
+        UsageError: The catalogue's file has another hash.
+    """
+    path = weights_path(method.spec.name, "default", given)
+    if path is None and method.spec.weights is not None:
+        from bench.weights.catalogue import locate
+
+        return locate(method.spec.weights)
+    return path
+
+
 def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Tensors and metadata of a weights file.
 

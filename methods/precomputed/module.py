@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,9 +13,9 @@ from bench.errors import UsageError
 from bench.files import sha256_bytes
 from bench.image import is_picture, read_image
 from bench.method import MethodSpec, RestorationMethod
+from methods.blocks.system_name import require_system_name
 from methods.blocks.tensor_cache import file_digest
 
-NAME = re.compile(r"[a-z0-9]([a-z0-9_.-]*[a-z0-9])?")
 WHERE = (
     "Write the LQ pictures of a protocol with `bench data freeze data=NAME -o FOLDER`, restore them with the program "
     "into a folder of the same names, and give it: method.root=FOLDER method.system=NAME."
@@ -43,11 +42,7 @@ class Precomputed(RestorationMethod):
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
-        self.system = settings.get("system")
-        if self.system is not None and not (isinstance(self.system, str) and NAME.fullmatch(self.system)):
-            raise UsageError(
-                f"method.system={self.system!r} is no name: small letters, digits, dots, dashes and underscores."
-            )
+        self.system = require_system_name(settings.get("system"))
         self.root = Path(settings["root"]).expanduser() if settings.get("root") else Path()
         self.files: dict[str, Path] = {}
         if settings.get("root") and self.root.is_dir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -13,13 +13,13 @@ from bench.batch import FaceBatch
 from bench.errors import MissingError, UsageError
 from bench.method import MethodSpec, RestorationMethod
 from methods.blocks.latent_diffusion_method import require_number
+from methods.blocks.system_name import require_system_name, system_name_of
 from methods.blocks.tiling import Tiling, pad_to_multiple, tiled_decode
 
 #: Side of the aligned faces that these were trained on; the others take any size.
 FACE_SIDE = {"gfpgan": 512, "codeformer": 512, "restoreformer": 512}
 #: Pixels that windows of the others share.
 OVERLAP = 32
-SPANDREL_MISSING = 'Install it with: pip install "face-restoration-bench[full]"'
 
 
 class Spandrel(RestorationMethod):
@@ -40,10 +40,17 @@ class Spandrel(RestorationMethod):
         licence="that of the network's release",
     )
 
+    not_in_revision: ClassVar[tuple[str, ...]] = ("system",)
+    #: Extra of this project that installs the package spandrel.
+    extra: ClassVar[str] = "full"
+
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
-        require_number("fidelity", settings["fidelity"], 0, 1)
+        if "fidelity" in settings:
+            require_number("fidelity", settings["fidelity"], 0, 1)
         require_number("tile", settings["tile"], 2 * OVERLAP, whole=True)
+        file = Path(settings.get("weights") or "")
+        self.system = require_system_name(settings.get("system")) or system_name_of(file.stem)
         self.network: torch.nn.Module | None = None
         self.architecture = ""
         self._described: Any = None
@@ -51,34 +58,35 @@ class Spandrel(RestorationMethod):
     @classmethod
     def absent(cls, settings: dict[str, Any]) -> dict[str, str]:
         """See `RestorationMethod.absent`."""
-        import importlib.util
-
-        lacking = {}
-        if importlib.util.find_spec("spandrel") is None:
-            lacking["spandrel"] = f"The Python package spandrel is not here. {SPANDREL_MISSING}"
+        lacking = cls.absent_package()
         if not settings.get("weights"):
             lacking["weights"] = "Give the released file of a network: method.weights=FILE (.pth or .safetensors)."
         return lacking
 
     @classmethod
+    def absent_package(cls) -> dict[str, str]:
+        """The package spandrel with how to install it, where it is not here."""
+        import importlib.util
+
+        if importlib.util.find_spec("spandrel") is not None:
+            return {}
+        install = f'Install it with: pip install "face-restoration-bench[{cls.extra}]"'
+        return {"spandrel": f"The Python package spandrel is not here. {install}"}
+
+    @classmethod
     def read_weights_file(cls, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """See `RestorationMethod.read_weights_file`; torch files are read without running what is in them.
-
-        A `.bin` file is Real-ESRGAN x4plus as ncnn has it.
-        """
+        """See `RestorationMethod.read_weights_file`; torch files are read without running what is in them."""
         from methods.blocks.checkpoints.accounting import read_checkpoint
-        from methods.spandrel.ncnn import read_ncnn_rrdbnet
 
-        if path.suffix == ".bin":
-            return read_ncnn_rrdbnet(path), {}
         state = read_checkpoint(path)
         # Data parallel trainings prefix every name.
         return {name.removeprefix("module."): tensor for name, tensor in state.items()}, {}
 
     @property
     def label(self) -> str:
-        """Name of the row, such as `spandrel+gfpgan`."""
-        return f"{self.spec.name}+{self.architecture}" if self.architecture else self.spec.name
+        """Name of the row, such as `spandrel+gfpganv1.4`: of the setting `system`, else of the file."""
+        known = self.system or self.architecture
+        return f"{self.spec.name}+{known}" if known else self.spec.name
 
     # Weights -----------------------------------------------------------------------------------
 
@@ -97,7 +105,7 @@ class Spandrel(RestorationMethod):
         try:
             from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
         except ImportError as error:
-            raise MissingError(f"The Python package spandrel is not here. {SPANDREL_MISSING}") from error
+            raise MissingError("\n".join(self.absent_package().values()) or str(error)) from error
         _install_extra()
         try:
             described = ModelLoader("cpu").load_from_state_dict(dict(state))

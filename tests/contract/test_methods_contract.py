@@ -54,10 +54,10 @@ def method(
         for image_id, lq in zip(batch.image_ids, batch.lq, strict=True):
             write_png(folder / f"{image_id}.png", (lq * 255).round().byte().permute(1, 2, 0).numpy())
         FEW_STEPS["precomputed"] = [f"method.root={folder}"]
-    if request.param == "spandrel":
-        file = tmp_path_factory.mktemp("spandrel") / "identity.safetensors"
+    if request.param in ("realesrgan", "spandrel"):
+        file = tmp_path_factory.mktemp(request.param) / "identity.safetensors"
         save_file(identity_esrgan(), file)
-        FEW_STEPS["spandrel"] = [f"method.weights={file}"]
+        FEW_STEPS[request.param] = [f"method.weights={file}"]
     method = built(request.param)
     if method.personalises:
         method.persons = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.spandrel.ncnn import rrdbnet_shapes
+from methods.realesrgan.ncnn import rrdbnet_shapes
 
 
 def identity_esrgan(width: int = 8, growth: int = 32) -> dict[str, Tensor]:

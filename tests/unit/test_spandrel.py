@@ -15,7 +15,6 @@ from bench.config import compose, method_settings
 from bench.errors import UsageError
 from bench.runs.plan import build_method
 from methods.spandrel.module import Spandrel
-from methods.spandrel.ncnn import read_ncnn_rrdbnet, rrdbnet_shapes
 from tests.unit.identity_network import identity_esrgan
 
 pytest.importorskip("spandrel")
@@ -65,7 +64,7 @@ def codeformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.inference_mode()
 def test_gfpgan_reads_and_gives_minus_one_to_one_and_draws_no_noise(gfpgan: Path) -> None:
     method = built(gfpgan, "method.model=gfpgan")
-    assert (method.label, method.native_size, method.any_size) == ("spandrel+gfpgan", 512, False)
+    assert (method.label, method.native_size, method.any_size) == ("spandrel+gfpganv1.4", 512, False)
     picture = batch(512, 512).lq
     network: Any = method.network
     read: list[Tensor] = []
@@ -103,12 +102,25 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("sizes", [(48, 48), (100, 170)])
 def test_a_super_resolution_network_takes_any_size_and_gives_it_back(identity: Path, sizes: tuple[int, int]) -> None:
     method = built(identity, "method.tile=64")
-    assert (method.label, method.any_size) == ("spandrel+esrgan", True)
+    assert (method.label, method.any_size) == ("spandrel+identity", True)
     given = batch(*sizes, count=2)
     restored = method.restore(given)
     assert restored.shape == given.lq.shape
     # Enlarged by repeating pixels and made smaller again, a smooth picture stays what it is; seams would show.
     assert (restored - given.lq).abs().max() < 0.02
+
+
+def test_a_row_bears_the_name_of_its_file_or_the_one_it_is_given(identity: Path, tmp_path: Path) -> None:
+    """Two releases of one architecture are two rows, and a name changes no picture."""
+    renamed = tmp_path / "BestNet_V2.pth"
+    renamed.write_bytes(identity.read_bytes())
+    assert built(renamed).label == "spandrel+bestnet_v2"
+    words = ["method=spandrel", f"method.weights={renamed}"]
+    _, unnamed, _ = build_method(compose("run", words))
+    named, revision, _ = build_method(compose("run", [*words, "method.system=gfpgan_v1.4"]))
+    assert (named.label, revision) == ("spandrel+gfpgan_v1.4", unnamed)
+    with pytest.raises(UsageError, match="is no name"):
+        built(renamed, "method.system=No Name")
 
 
 def test_weights_that_are_none_are_refused(identity: Path, tmp_path: Path) -> None:
@@ -144,49 +156,6 @@ def test_a_run_and_a_timing_with_a_released_file(
     words = ["method=spandrel", f"method.weights={identity}", "data=orl_heavy_ci"]
     short = ["leaderboard=false", "metrics.names=[psnr_y]", "metrics.sets=[]", f"run_dir={tmp_path / 'run'}"]
     assert main(["run", *words, *short, "--json"]) == 0
-    assert '"spandrel+esrgan"' in capsys.readouterr().out
+    assert '"spandrel+identity"' in capsys.readouterr().out
     assert main(["perf", *words, "--seconds", "0.1", "trainer.accelerator=cpu"]) == 0
     assert "random weights" not in capsys.readouterr().out
-
-
-def ncnn_file(file: Path, state: dict[str, Tensor], half: bool) -> Path:
-    """As ncnn writes it: a mark, weights (in half precision filled up to four bytes), bias."""
-    parts = []
-    for name in rrdbnet_shapes(8, 32, 1):
-        weight = state[f"{name}.weight"].numpy().astype("<f2" if half else "<f4").tobytes()
-        mark = (0x01306B47 if half else 0).to_bytes(4, "little")
-        parts += [mark, weight, bytes(-len(weight) % 4), state[f"{name}.bias"].numpy().astype("<f4").tobytes()]
-    file.write_bytes(b"".join(parts))
-    return file
-
-
-@pytest.mark.parametrize("half", [True, False])
-def test_a_file_of_ncnn_is_the_network_it_was_made_of(tmp_path: Path, half: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-    state = {name: torch.randn(value.shape, generator=generator) for name, value in identity_esrgan().items()}
-    found = read_ncnn_rrdbnet(ncnn_file(tmp_path / "x4.bin", state, half), rrdbnet_shapes(8, 32, 1))
-    assert found.keys() == state.keys()
-    for name, value in state.items():
-        expected = value.half().float() if half and name.endswith("weight") else value
-        assert torch.equal(found[name], expected), name
-
-
-def test_other_files_of_ncnn_are_refused(tmp_path: Path) -> None:
-    file = ncnn_file(tmp_path / "x4.bin", identity_esrgan(), True)
-    with pytest.raises(UsageError, match=r"x4\.bin"):
-        built(file)  # one block instead of 23
-    shapes, content = rrdbnet_shapes(8, 32, 1), file.read_bytes()
-    for broken, said in (
-        (content + b"more", "goes on after"),
-        (content[:-4], "ends before"),
-        (b"mark" + content, "has the type"),
-    ):
-        file.write_bytes(broken)
-        with pytest.raises(UsageError, match=said):
-            read_ncnn_rrdbnet(file, shapes)
-
-
-def test_the_published_network_has_its_layers() -> None:
-    shapes = rrdbnet_shapes()
-    assert len(shapes) == 351
-    assert sum(outside * (inside * 9 + 1) for outside, inside in shapes.values()) == 16_697_987

