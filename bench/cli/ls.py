@@ -67,18 +67,38 @@ def _load_yaml(text: str) -> Any:
 
 
 def _methods() -> list[dict[str, Any]]:
-    """Names, the first comment of each configuration, and which sizes have their weights here."""
+    """Methods with the first comment of their configuration and which sizes have their weights here; then systems.
+
+    `runs` says how: native, spandrel (a released file) or precomputed (pictures of another program).
+    """
     from bench.paths import resource_root
     from bench.registry import method_targets
+    from bench.systems.card import RUNS, cards
 
-    rows = []
+    rows: list[dict[str, Any]] = []
+    systems = cards()
     for name in method_targets():
         path = resource_root() / "configs" / "method" / f"{name}.yaml"
         text = path.read_text("utf-8") if path.is_file() else ""
         sizes = (_load_yaml(text) or {}).get("sizes") or {}
         title = text.partition("\n")[0].lstrip("# ") if text.startswith("#") else "from another package"
-        rows.append({"name": name, "title": title, "weights": {size: _has_weights(name, size) for size in sizes}})
+        weights: dict[str, bool] | None = {size: _has_weights(name, size) for size in sizes}
+        if name in RUNS:
+            weights = None
+        elif not sizes and name in systems:
+            weights = {own: _entry_is_here(own) for own in systems[name].catalogue}
+        runs = name if name in RUNS else "native"
+        rows.append({"name": name, "title": title, "runs": runs, "words": f"method={name}", "weights": weights})
+    for name in sorted(set(systems) - {row["name"] for row in rows}):
+        own, words = systems[name], " ".join(systems[name].words)
+        rows.append({"name": name, "title": own.title, "runs": own.runs, "words": words, "weights": None})
     return rows
+
+
+def _entry_is_here(name: str) -> bool:
+    from bench.weights.catalogue import entries
+
+    return _weights_file(entries()[name]) is not None
 
 
 def _has_weights(method: str, size: str) -> bool:

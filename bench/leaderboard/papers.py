@@ -38,7 +38,11 @@ class PaperRow:
     @property
     def name(self) -> str | None:
         """Our name of the method, or None."""
-        return next((word.partition("=")[2] for word in self.words if word.startswith("method=")), None)
+        return self.word("method")
+
+    def word(self, key: str) -> str | None:
+        """What the words give a key, or None."""
+        return next((word.partition("=")[2] for word in self.words if word.startswith(f"{key}=")), None)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ State = Literal[
 SIZES = ("paper", "demo")
 #: Endings of another project's weights.
 RELEASED = (".pth", ".safetensors")
+#: The word of rows whose pictures another program makes.
+OUTPUTS = "method.root=FOLDER"
 
 
 @dataclass(frozen=True)
@@ -210,12 +212,23 @@ def _state(settings: PaperRow, data: PaperData) -> tuple[State, str, str, list[s
     if lacking:
         return "weights missing", lacking[0], lacking[1], []
     words = [*words, *weights]
-    if any(word == "method.root=FOLDER" for word in words):
-        return "outputs missing", "the pictures of another program are needed", settings.needs, []
+    if OUTPUTS in words:
+        return "outputs missing", "the pictures of another program are needed", _outputs(settings, data, command), []
     if absent := _missing_data(str(data.name)):
         return "data missing", absent[0], absent[1], words
     said = f"as {name}@demo: no paper-size weights of {name} here" if _size(name) == "demo" else "everything is here"
     return "can run", said, "bench run " + " ".join(words), words
+
+
+def _outputs(settings: PaperRow, data: PaperData, command: str) -> str:
+    """How the pictures of another program become a row; its card has the rest."""
+    system = settings.word("method.system")
+    export = f"bench data export {' '.join(data.words)} --for {system} -o FOLDER"
+    return f"{export}; {settings.needs}; {command.replace(OUTPUTS, 'method.root=OUT')}; {_card(system)}"
+
+
+def _card(system: str | None) -> str:
+    return f"card: configs/system/README.md#{system}"
 
 
 def _weights(settings: PaperRow, data: PaperData) -> tuple[list[str], tuple[str, str] | None]:
@@ -234,7 +247,8 @@ def _weights(settings: PaperRow, data: PaperData) -> tuple[list[str], tuple[str,
         for ending in RELEASED:
             if (path := file.with_name(file.name + ending)).is_file():
                 return [f"method.weights={path}"], None
-        return [], (f"the released file is looked for as {file}{RELEASED[0]}", settings.needs)
+        needs = f"{settings.needs}; {_card(model.partition('=')[2])}"
+        return [], (f"the released file is looked for as {file}{RELEASED[0]}", needs)
     if _size(name) == "none":
         return [], (
             f"no weights of {name} are here",
@@ -331,6 +345,9 @@ def _committed_id(protocol: str) -> str | None:
 
 def _label(settings: PaperRow) -> str | None:
     """Label that a board's row of these settings has, without size; None where settings alone do not tell."""
+    # Another program's pictures bear its name; a released file is looked for under the name of its network.
+    if settings.name and (system := settings.word("method.system") or settings.word("method.model")):
+        return f"{settings.name}+{system}"
     suffix = variant_suffix([word for word in settings.words if not word.startswith("method=")], settings.name or "")
     return None if suffix is None else f"{settings.name}{suffix}"
 
@@ -385,7 +402,10 @@ def _is_row(folder: Path, settings: PaperRow, data: PaperData, words: Sequence[s
         wanted = _composed(tuple(words) or (*data.words, *settings.words), compose)
     except BenchError:
         return False
-    return bool(wanted["method"] == config["method"] and _choice(wanted["data"]) == _choice(config["data"]))
+    same = wanted["method"] == config["method"]
+    if OUTPUTS in settings.words:
+        same = wanted["method"]["system"] == config["method"].get("system")
+    return bool(same and _choice(wanted["data"]) == _choice(config["data"]))
 
 
 @cache

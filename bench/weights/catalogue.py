@@ -74,7 +74,8 @@ def entries() -> dict[str, WeightsEntry]:
     import yaml
 
     text = Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8")
-    content: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    content: dict[str, dict[str, Any]] = yaml.load(text, Loader=loader)  # noqa: S506
     return {name: WeightsEntry(name=name, **fields) for name, fields in content.items()}
 
 

@@ -1,0 +1,94 @@
+"""Every system of the papers' tables has a card, and every card says where its facts come from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.errors import UsageError
+from bench.leaderboard.papers import load_table, paper_folder, table_ids
+from bench.leaderboard.published import read_published, references
+from bench.registry import load_method, method_targets
+from bench.systems.card import SOURCED, card, cards, cards_folder, read_card, systems_of
+from bench.systems.page import page
+from bench.weights.catalogue import entries
+
+NAMES = sorted(path.stem for path in cards_folder().glob("*.yaml"))
+# Rows of the tables that are no system: what is restored, and what it is compared with.
+NO_SYSTEM = {"input", "ground_truth"}
+
+
+def test_every_system_of_the_tables_has_a_card() -> None:
+    tables = {name: load_table(name) for name in table_ids()}
+    for paper in read_published().values():
+        for row in paper.rows:
+            settings = tables[f"{paper.name}/table{row.table}"].rows[row.method]
+            if row.method not in NO_SYSTEM and not settings.cannot:
+                assert systems_of(row.method), f"{paper.name}, Table {row.table}: {row.method}"
+
+
+def test_a_row_may_stand_for_two_systems() -> None:
+    assert systems_of("pfstorer_base+vico") == ["pfstorer", "vico"]
+    assert systems_of("dr2_spar") == ["dr2_spar"]
+    assert systems_of("authface m=-0.5 s=1.0") == ["authface"]
+    assert systems_of("ground_truth") == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_card_is_whole(name: str) -> None:
+    own = card(name)
+    assert own.title and own.paper and own.traps is not None
+    assert all(source.strip() for source in (*own.sources.values(), *own.unverified.values()))
+    assert set(own.sources) | set(own.unverified) == set(SOURCED)
+    assert own.repository is None or re.fullmatch(r"[\w.-]+/[\w.-]+", own.repository)
+    method = own.words[0].removeprefix("method=")
+    assert method in method_targets()
+    assert (method in ("spandrel", "precomputed")) == (own.runs != "native")
+    if own.runs == "precomputed":
+        assert own.words == ["method=precomputed", f"method.system={name}", "method.root=FOLDER"]
+    if own.catalogue:
+        assert set(own.catalogue) <= set(entries())
+        assert load_method(method).spec.weights in own.catalogue
+    if name in references():
+        title = re.search(r"^  title = \{(.*)\},$", references()[name], re.MULTILINE)
+        assert title and re.sub(r"[{}]", "", title[1]) in own.paper
+
+
+def test_rows_that_wait_for_pictures_name_a_card() -> None:
+    shared = yaml.safe_load((paper_folder() / "methods.yaml").read_text("utf-8"))
+    for name, row in shared.items():
+        if "method=precomputed" in row.get("words", ()):
+            assert row["words"] == card(name).words
+
+
+def test_the_page_is_up_to_date() -> None:
+    written = (cards_folder() / "README.md").read_text("utf-8")
+    assert written == page(), "run python -m bench.systems.page"
+    assert all(f'<a id="{name}"></a>' in written for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"runs": "somehow"}, "runs is 'somehow'"),
+        ({"layout": "heap"}, "layout is 'heap'"),
+        ({"licence": None}, "sources must name what is known"),
+        ({"stars": 5}, "missing or unknown stars"),
+    ],
+)
+def test_a_card_that_says_too_little_or_too_much_is_refused(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    content = yaml.safe_load((cards_folder() / "dmdnet.yaml").read_text("utf-8"))
+    (tmp_path / "made.yaml").write_text(yaml.safe_dump(content | change))
+    with pytest.raises(UsageError, match=said):
+        read_card(tmp_path / "made.yaml")
+
+
+def test_an_unknown_system_is_explained() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'dmdnet'"):
+        card("dmdnett")
+    assert len(cards()) == len(NAMES)
