@@ -1,4 +1,4 @@
-"""List, prepare, verify and freeze data sets, and check their links."""
+"""List, prepare, verify, freeze and export data sets, and check their links."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.data.verify import Verification
-    from bench.protocol.protocol import Protocol
+    from bench.protocol.protocol import DataSettings, Protocol
 
 EXAMPLES = """examples:
   bench data ls
   bench data prepare celebref --from Celeb-Ref.zip
   bench data verify celebref --identities
   bench data freeze data=orl_heavy -o frozen/orl_heavy
+  bench data export data=orl_heavy --for dmdnet -o for_dmdnet
   bench data check-links"""
 MOST_SHOWN = 20
 
@@ -49,8 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     freeze = actions.add_parser("freeze", help="freeze a protocol, print its id, write its pictures")
     freeze.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write lq/, gt/, reference/, protocol.json")
     freeze.add_argument("--commit", action="store_true", help="write datasets/protocols/NAME.json of this checkout")
+    export = actions.add_parser("export", help="write a protocol's LQ and references as another program reads them")
+    export.add_argument("--for", dest="system", metavar="SYSTEM", help="whose layout: see bench ls methods")
+    export.add_argument(
+        "--layout", metavar="LAYOUT", help="flat, same_name, identity_folders, image_folders or list, in its place"
+    )
+    export.add_argument("-o", "--output", type=Path, metavar="FOLDER", required=True, help="a new or an empty folder")
     links = actions.add_parser("check-links", help="ask every address of cards and weights whether it answers")
-    for action in (listing, prepare, verify, freeze, links):
+    for action in (listing, prepare, verify, freeze, export, links):
         action.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -64,9 +71,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Does what `arguments.action` says."""
     from bench.errors import UsageError
 
-    if arguments.overrides and arguments.action != "freeze":
+    if arguments.overrides and arguments.action not in ("freeze", "export"):
         raise UsageError(f"Cannot understand {arguments.overrides[0]!r}. Try: bench data {arguments.action} --help")
-    actions = {"ls": _ls, "prepare": _prepare, "verify": _verify, "freeze": _freeze, "check-links": _check_links}
+    actions = {
+        "ls": _ls,
+        "prepare": _prepare,
+        "verify": _verify,
+        "freeze": _freeze,
+        "export": _export,
+        "check-links": _check_links,
+    }
     code: int = actions[arguments.action](arguments)
     return code
 
@@ -157,17 +171,45 @@ def _print_verification(result: Verification) -> None:
     print({0: "clean", 1: f"{len(result.problems)} problems", 3: "incomplete"}[result.exit_code])
 
 
-def _freeze(arguments: argparse.Namespace) -> int:
+def _frozen(arguments: argparse.Namespace) -> tuple[Protocol, DataSettings]:
+    """The protocol that the overrides name, and its settings."""
     from bench.errors import UsageError
 
     if not any(word.startswith("data=") for word in arguments.overrides):
-        raise UsageError("Say which protocol, for instance: bench data freeze data=orl_heavy")
+        raise UsageError(f"Say which protocol, for instance: bench data {arguments.action} data=orl_heavy")
     from bench.config import compose
     from bench.protocol.freeze import load_protocol
     from bench.protocol.protocol import DataSettings
 
     settings = DataSettings(**compose("run", ["method=input", *arguments.overrides])["data"])
-    protocol = load_protocol(settings)
+    return load_protocol(settings), settings
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from bench.data.export import MANIFEST, export_protocol, layout_for
+    from bench.systems.card import card
+
+    layout = layout_for(arguments.system, arguments.layout)
+    protocol, settings = _frozen(arguments)
+    done = export_protocol(protocol, settings, layout, arguments.output, arguments.system)
+    if arguments.json:
+        _print_json({**json.loads((done.folder / MANIFEST).read_text("utf-8")), "output": str(done.folder)})
+        return 0
+    kept = f", {done.kept} were there already" if done.kept else ""
+    print(f"{protocol.name} {protocol.id} as {layout}: {done.written} pictures written to {done.folder}{kept}")
+    own = None if arguments.system is None else card(arguments.system)
+    for trap in own.traps if own else ():
+        print(f"note: {trap}")
+    if own is not None and own.program:
+        print(f"then: {own.program.replace('FOLDER', str(done.folder))}")
+    data = " ".join(word for word in arguments.overrides)
+    name = arguments.system or "NAME"
+    print(f"then: bench run method=precomputed method.system={name} method.root=OUT {data}")
+    return 0
+
+
+def _freeze(arguments: argparse.Namespace) -> int:
+    protocol, settings = _frozen(arguments)
     committed = _commit(protocol) if arguments.commit else None
     written = None
     if arguments.output is not None:

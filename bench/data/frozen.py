@@ -56,7 +56,7 @@ def write_pictures(protocol: Protocol, settings: DataSettings, folder: Path) -> 
     written = kept = 0
     for image in counted(protocol.images, "written"):
         lq, gt = (folder / part / f"{image.image_id}.png" for part in ("lq", "gt"))
-        if _holds(lq, image.lq_sha256) and (image.source is None or _holds(gt, image.gt_sha256)):
+        if holds_pixels(lq, image.lq_sha256) and (image.source is None or holds_pixels(gt, image.gt_sha256)):
             kept += 1
         else:
             truth = None if image.source is None else pictures.truth(image)
@@ -66,7 +66,7 @@ def write_pictures(protocol: Protocol, settings: DataSettings, folder: Path) -> 
             written += 1
         for rank, reference in enumerate(image.references):
             name = f"{rank}_{Path(reference.path).stem}.png"
-            _write_reference(pictures, reference, folder / "reference" / image.image_id / name, first)
+            write_reference(pictures, reference, folder / "reference" / image.image_id / name, first)
     write_json(folder / MANIFEST, protocol.as_dict())
     begun.unlink(missing_ok=True)
     return WrittenProtocol(folder, written, kept)
@@ -103,13 +103,13 @@ def _decoded(path: Path) -> np.ndarray | None:
         return None
 
 
-def _holds(path: Path, expected: str | None) -> bool:
+def holds_pixels(path: Path, expected: str | None) -> bool:
     """Whether a file decodes to pixels of this SHA-256."""
     pixels = _decoded(path)
     return pixels is not None and sha256_bytes(pixels.tobytes()) == expected
 
 
-def _write_reference(
+def write_reference(
     pictures: ProtocolPictures, photo: ProtocolPhoto, target: Path, first: dict[tuple[object, ...], Path]
 ) -> None:
     """Writes a reference, or links it to the copy that this call wrote or checked, unless it is there and right."""

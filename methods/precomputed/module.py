@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.batch import FaceBatch
+from bench.data.export import flat_name
 from bench.errors import UsageError
 from bench.files import sha256_bytes
 from bench.image import is_picture, read_image
@@ -17,8 +18,8 @@ from methods.blocks.system_name import require_system_name
 from methods.blocks.tensor_cache import file_digest
 
 WHERE = (
-    "Write the LQ pictures of a protocol with `bench data freeze data=NAME -o FOLDER`, restore them with the program "
-    "into a folder of the same names, and give it: method.root=FOLDER method.system=NAME."
+    "Write what the program reads with `bench data export data=NAME --for SYSTEM -o FOLDER`, restore it into a folder "
+    "under the same names, and give that: method.root=OUT method.system=SYSTEM."
 )
 
 
@@ -38,7 +39,7 @@ class Precomputed(RestorationMethod):
         references="none",
         licence="that of the program which made the pictures",
     )
-    not_in_revision: ClassVar[tuple[str, ...]] = ("root",)
+    not_in_revision: ClassVar[tuple[str, ...]] = ("root", "suffix")
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
@@ -46,8 +47,12 @@ class Precomputed(RestorationMethod):
         self.root = Path(settings["root"]).expanduser() if settings.get("root") else Path()
         self.files: dict[str, Path] = {}
         if settings.get("root") and self.root.is_dir():
+            suffix = str(settings.get("suffix") or "")
             for file in sorted(path for path in self.root.rglob("*") if is_picture(path)):
                 name = file.relative_to(self.root).with_suffix("").as_posix()
+                if not name.endswith(suffix):
+                    continue
+                name = name.removesuffix(suffix)
                 if name in self.files:
                     raise UsageError(f"{self.files[name]} and {file} are of one picture: take one away.")
                 self.files[name] = file
@@ -81,9 +86,13 @@ class Precomputed(RestorationMethod):
         return torch.stack([self._read(image_id, batch.lq.shape[-2:]) for image_id in batch.image_ids]).to(batch.lq)
 
     def _read(self, image_id: str, size: torch.Size) -> Tensor:
-        file = self.files.get(image_id)
-        if file is None:
-            raise UsageError(f"{self.root} has no picture {image_id} (such as {image_id}.png).")
+        flat = flat_name(image_id)
+        found = [self.files[name] for name in dict.fromkeys((image_id, flat)) if name in self.files]
+        if len(found) > 1:
+            raise UsageError(f"{found[0]} and {found[1]} are of one picture: take one away.")
+        if not found:
+            raise UsageError(f"{self.root} has no picture {image_id} (such as {image_id}.png or {flat}.png).")
+        file = found[0]
         pixels = torch.from_numpy(read_image(file)).permute(2, 0, 1).float() / 255
         if pixels.shape[-2:] != size:
             raise UsageError(
