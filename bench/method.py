@@ -41,6 +41,8 @@ class MethodSpec:
         variants: What a label has after the name for settings that make another row, such as `+blind`, and the words
             of `bench run` behind it; in the order in which labels name them. Of two that share a word the one with
             more words comes first.
+        without_reference: The one of `variants` that is the same network with its reference path off, such as
+            `+blind`: boards show what the reference bought. None where there is none.
         numbered_variants: The same for suffixes that end in a number, such as `+scale0.75`: the setting it is of. They
             come after the others.
     """
@@ -54,6 +56,7 @@ class MethodSpec:
     weights: str | None = None
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     numbered_variants: Mapping[str, str] = field(default_factory=dict)
+    without_reference: str | None = None
 
 
 class RestorationMethod(LightningModule):

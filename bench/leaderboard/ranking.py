@@ -157,7 +157,7 @@ def tie_groups(rows: Sequence[dict[str, Any]], column: Column) -> TieGroups:
     untested: list[tuple[int, int]] = []
     images = scorable_images(rows, column.name) if rows else {}
     for pair in itertools.combinations(order, 2):
-        if comparison := _compare(rows[pair[0]], rows[pair[1]], column, images):
+        if comparison := compare_rows(rows[pair[0]], rows[pair[1]], column, images):
             tests[pair] = comparison
         else:
             untested.append(pair)
@@ -248,7 +248,9 @@ def _ordered(entries: list[dict[str, Any]], columns: list[Column]) -> list[dict[
     return sorted(entries, key=key)
 
 
-def _compare(best: dict[str, Any], row: dict[str, Any], column: Column, images: dict[str, int]) -> Comparison | None:
+def compare_rows(
+    best: dict[str, Any], row: dict[str, Any], column: Column, images: dict[str, int]
+) -> Comparison | None:
     """Best minus row; None where the identity strings differ or no identity is complete in both."""
     a, b = best["metrics"][column.name], row["metrics"][column.name]
     if a["identity"] != b["identity"]:

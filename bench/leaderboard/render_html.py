@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.leaderboard import bought
+from bench.leaderboard.bought import HEADING, interval_of, p_of, signed, what_references_bought
 from bench.leaderboard.claim_marks import MARK
 from bench.leaderboard.published import PublishedPaper, PublishedRow, format_published
 from bench.leaderboard.render_markdown import DIRECTION, hardware, introduction, legend, notes, reported, units
@@ -24,7 +26,7 @@ def board_html(view: View) -> str:
     """Page of a board."""
     facts = [(column.title, f"{column.identity} ({DIRECTION[column.higher_is_better]})") for column in view.columns]
     facts += [(column.title, f"{column.identity}: n/a ({column.reason})") for column in view.absent]
-    tables = [_measured(view)]
+    tables = [_measured(view), *_bought(view)]
     for paper, rows in view.published:
         about = f"{paper.title} ({paper.venue}). {paper.source}."
         warning = "Same data set and degradation by name, other protocol: not comparable with the rows above."
@@ -111,6 +113,41 @@ def _measured(view: View) -> dict[str, Any]:
         "footnotes": footnotes,
         "intervals": any(cell.interval for row in view.rows for cell in row.cells),
     }
+
+
+def _bought(view: View) -> list[dict[str, Any]]:
+    columns, rows = what_references_bought(view.board)
+    if not rows:
+        return []
+    content = []
+    for one in rows:
+        cells: list[dict[str, Any]] = [{"text": one.entry["title"], "code": [one.entry["method"]]}]
+        cells.append(_text(one.without["method"]))
+        for column in columns:
+            test = one.tests.get(column.name)
+            cells.append(
+                {"text": "n/a", "classes": "none"}
+                if test is None
+                else {
+                    "text": signed(test.mean_difference),
+                    "sort": repr(test.mean_difference),
+                    "interval": interval_of(test),
+                    "coverage": p_of(test),
+                }
+            )
+        content.append({"cells": cells})
+    heads = [_column("method"), _column("without")]
+    heads += [_column(column.heading, "number", FIRST[column.higher_is_better]) for column in columns]
+    return [
+        {
+            "heading": HEADING,
+            "about": bought.introduction(),
+            "columns": heads,
+            "rows": content,
+            "label": "what the reference bought",
+            "intervals": True,
+        }
+    ]
 
 
 def _code(row: Row) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from bench.leaderboard import bought
+from bench.leaderboard.bought import HEADING, interval_of, p_of, signed, what_references_bought
 from bench.leaderboard.claim_marks import MARK
 from bench.leaderboard.published import PublishedPaper, PublishedRow, format_published
 from bench.leaderboard.ranking import COPY, INPUT
@@ -29,6 +31,7 @@ DIRECTION = {True: "higher is better", False: "lower is better", None: "not rank
 def board_markdown(view: View) -> str:
     """README.md of a board."""
     lines = [GENERATED, f"# {view.board.protocol}", "", *_table(view), "", *_footnotes(view), *_legend(view)]
+    lines += _bought(view)
     if view.published:
         lines += ["", *_published(view)]
     lines += ["", *_identities(view), "", *_facts(view)]
@@ -199,6 +202,24 @@ def reported(entry: dict[str, Any]) -> str:
     accepted = entry.get("accepted")
     again = f" ({accepted['recomputed']} images scored again on acceptance)" if accepted else ""
     return entry["reported_by"] + again
+
+
+def _bought(view: View) -> list[str]:
+    columns, rows = what_references_bought(view.board)
+    if not rows:
+        return []
+    lines = ["", f"## {HEADING}", "", bought.introduction(), ""]
+    lines.append(_row(["method", "without", *(_data(column.heading) for column in columns)]))
+    lines.append(_row(["---", "---", *["---:"] * len(columns)]))
+    for one in rows:
+        tests = [one.tests.get(column.name) for column in columns]
+        cells = [
+            "n/a" if test is None else f"{signed(test.mean_difference)} {interval_of(test)} ({p_of(test)})"
+            for test in tests
+        ]
+        names = [f"{_data(one.entry['title'])} (`{one.entry['method']}`)", f"`{one.without['method']}`"]
+        lines.append(_row([*names, *map(_data, cells)]))
+    return lines
 
 
 def _published(view: View) -> list[str]:

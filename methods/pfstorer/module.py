@@ -101,6 +101,7 @@ class PFStorer(LatentDiffusionMethod):
             "+vico": ("method.personalisation.gamma=false",),
         },
         numbered_variants={"+gen": "method.personalisation.generative"},
+        without_reference="+base",
     )
     not_in_revision: ClassVar[tuple[str, ...]] = (*LatentDiffusionMethod.not_in_revision, "tiles_per_call")
     any_size = True

@@ -63,6 +63,7 @@ class ReFine(RestorationMethod):
             "+unwarped": ("method.use_warped_reference=false",),
             "+no-identity": ("method.use_identity=false",),
         },
+        without_reference="+blind",
     )
     architecture_keys = ("native_size", "identity", "network", "use_warped_reference", "use_identity")
     optimizer_steps_per_batch = 2

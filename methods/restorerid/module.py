@@ -85,6 +85,7 @@ class RestorerID(LatentDiffusionMethod):
             "+no-fir": ("method.use_fir=false",),
         },
         numbered_variants={"+scale": "method.id_scale"},
+        without_reference="+blind",
     )
     architecture_keys: ClassVar[tuple[str, ...]] = (*LatentDiffusionMethod.architecture_keys, "face_encoder")
     network: RestorerIDNetwork
