@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -14,6 +16,8 @@ from bench.files import write_bytes
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp"})
 MAXIMUM_PIXELS = 100_000_000
+
+Result = TypeVar("Result")
 
 
 class UnreadableImageError(UsageError):
@@ -41,11 +45,19 @@ def read_image(path: Path) -> np.ndarray:
         UnreadableImageError: The file is missing, empty, truncated, not a picture, or larger than
             100 million pixels.
     """
+    return decode_image(read_content(path), str(path))
+
+
+def read_content(path: Path) -> bytes:
+    """Bytes of a picture file.
+
+    Raises:
+        UnreadableImageError: The file is missing or cannot be read.
+    """
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UnreadableImageError(f"Cannot read the picture {path}: {error.strerror or error}.") from error
-    return decode_image(content, str(path))
 
 
 def decode_image(content: bytes, name: str) -> np.ndarray:
@@ -54,6 +66,20 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
     Args:
         content: The file's bytes.
         name: What to call the picture in an error message.
+    """
+    return with_picture(content, name, lambda picture: to_rgb(ImageOps.exif_transpose(picture)))
+
+
+def with_picture(content: bytes, name: str, use: Callable[[Image.Image], Result]) -> Result:
+    """What `use` makes of a picture that Pillow has decoded; the picture is closed after it.
+
+    Args:
+        content: The file's bytes.
+        name: What to call the picture in an error message.
+        use: Reads the picture; what is wrong with the file's content may come to light in it.
+
+    Raises:
+        UnreadableImageError: As for `read_image`.
     """
     if not content:
         raise UnreadableImageError(f"The picture {name} is empty (0 bytes).")
@@ -68,7 +94,7 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
                     f"{MAXIMUM_PIXELS:,} are read. Scale it down first."
                 )
             picture.load()
-            return _to_rgb(ImageOps.exif_transpose(picture))
+            return use(picture)
     except UnreadableImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -82,7 +108,8 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
         raise UnreadableImageError(f"The picture {name} is broken: {error}.") from error
 
 
-def _to_rgb(picture: Image.Image) -> np.ndarray:
+def to_rgb(picture: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a picture that Pillow has decoded; see `read_image`."""
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, dtype=np.float64)
         scale = 1.0 if values.max(initial=0) <= 255 else 255.0 / 65535.0

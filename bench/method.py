@@ -26,6 +26,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class TrainingFaces:
+    """What faces a network was trained on, so that others can be brought into that form.
+
+    Attributes:
+        template: Name of the alignment template (`bench.protocol.alignment.TEMPLATES`).
+        grey: Whether they were grey: it has seen no colour and its colours mean nothing.
+        caution: What to say of its results, in a plain sentence; empty where there is nothing to say.
+    """
+
+    template: str = "ffhq_512"
+    grey: bool = False
+    caution: str = ""
+
+
+FFHQ_FACES = TrainingFaces()
+ORL_FACES = TrainingFaces(
+    template="orl_tight",
+    grey=True,
+    caution="These are small networks, trained on 24 people's grey photographs of 128 px. They show what the method "
+    "does, not how well it can do it.",
+)
+
+
+@dataclass(frozen=True)
 class MethodSpec:
     """What a method is and what it needs, declared once.
 
@@ -45,6 +69,7 @@ class MethodSpec:
             `+blind`: boards show what the reference bought. None where there is none.
         numbered_variants: The same for suffixes that end in a number, such as `+scale0.75`: the setting it is of. They
             come after the others.
+        trained_on: By size, the faces that its weights were trained on; of sizes that are not named, FFHQ's.
     """
 
     name: str
@@ -57,6 +82,7 @@ class MethodSpec:
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     numbered_variants: Mapping[str, str] = field(default_factory=dict)
     without_reference: str | None = None
+    trained_on: Mapping[str, TrainingFaces] = field(default_factory=lambda: {"demo": ORL_FACES})
 
 
 class RestorationMethod(LightningModule):
@@ -101,6 +127,11 @@ class RestorationMethod(LightningModule):
     def label(self) -> str:
         """Name of the row in tables, such as `refine@demo`."""
         return f"{self.spec.name}@{self.size}" if self.size else self.spec.name
+
+    @property
+    def training_faces(self) -> TrainingFaces:
+        """What faces the weights were trained on; pictures are brought into this form before `restore` sees them."""
+        return self.spec.trained_on.get(self.size or "", FFHQ_FACES)
 
     @classmethod
     def absent(cls, settings: dict[str, Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ VERBS = {
     "run": "restore, score and record a method on a frozen protocol",
     "train": "train a method",
     "personalise": "learn a person, for a method that is tuned for each person",
-    "restore": "restore pictures of your own",
+    "restore": "restore photographs of your own",
     "score": "score pictures of any program against their ground truth",
     "compare": "paired comparison of two runs",
     "gate": "hold runs against what was measured before",

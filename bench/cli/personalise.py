@@ -6,24 +6,28 @@ import argparse
 from pathlib import Path
 
 EXAMPLES = """examples:
-  bench personalise method=pfstorer --reference anna/*.png -o anna.safetensors
-  bench restore old.png --method pfstorer --personal anna.safetensors -o new.png
+  bench personalise method=pfstorer --reference anna/*.jpg -o anna.safetensors
+  bench restore old.jpg --method pfstorer --personal anna.safetensors -o new.jpg
 
-References are aligned square pictures of one face, 3 to 5 of them. What was learnt is kept under
-$BENCH_HOME/personal too: the same call again learns nothing, and one that was stopped goes on where it stopped."""
+References are photographs of the person, 3 to 5 of them. The face is found and cut out; of several it is the one most
+like those of the other photographs, else the largest. With --aligned they are aligned square pictures of the face.
+What was learnt is kept under $BENCH_HOME/personal too: the same call again learns nothing, and one that was stopped
+goes on where it stopped."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.usage = (
-        "bench personalise method=NAME --reference FILE [FILE ...] -o FILE [--seed N] [key=value ...] [--json]"
+        "bench personalise method=NAME --reference FILE [FILE ...] -o FILE [--aligned] [--seed N] [key=value ...]\n"
+        "                         [--json]"
     )
     parser.add_argument(
-        "--reference", nargs="+", action="extend", required=True, metavar="FILE", help="pictures of the person"
+        "--reference", nargs="+", action="extend", required=True, metavar="FILE", help="photographs of the person"
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="where to write it, FILE.safetensors"
     )
+    parser.add_argument("--aligned", action="store_true", help="references are aligned square pictures of the face")
     parser.add_argument("--seed", type=int, help="seed of the learning (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(takes_overrides=True)
@@ -43,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     from bench.runs.quiet import quiet_lightning
 
     quiet_lightning()
-    result = personalise(config, references, arguments.output.expanduser())
+    result = personalise(config, references, arguments.output.expanduser(), arguments.aligned)
     if arguments.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
         return 0

@@ -1,4 +1,4 @@
-"""Restore pictures of your own."""
+"""Restore photographs of your own."""
 
 from __future__ import annotations
 
@@ -7,13 +7,29 @@ from pathlib import Path
 from typing import Any
 
 EXAMPLES = """examples:
-  bench restore old.png --method pfstorer --personal anna.safetensors -o new.png
-  bench restore photos --method pfstorer --reference anna/1.png anna/2.png anna/3.png -o restored
-  bench restore tiny.png --method pfstorer --personal anna.safetensors --scale 20 -o large.png
-  bench restore old.png --method refine --reference anna/1.png -o new.png
+  bench restore old.jpg --method pfstorer --reference me1.jpg me2.jpg me3.jpg -o out
+  bench restore album "scans/*.tif" --method refine --reference anna.jpg -o restored
+  bench restore group.jpg --method authface --faces all -o group_restored.jpg
+  bench restore old.jpg --method refine --reference me.jpg --background realesrgan --scale 2 -o large.png
+  bench restore old.jpg --method pfstorer --personal anna.safetensors -o out     # see bench personalise
+  bench restore crops --aligned --method pfstorer --personal anna.safetensors -o restored
 
-Pictures are aligned faces; methods that work in tiles take pictures of any size. A restored picture is as large as
-the one that was given, times --scale. A picture that fails stops no other: the exit code is then 4."""
+Photographs are taken as they come: they are turned as their EXIF says, faces are found, cut out the way the method's
+weights want them, restored, and put back with a soft edge. All else stays as it is, unless --background restores it.
+Size, format, EXIF, colour profile and transparency are kept; a thumbnail in the EXIF, which would show the old picture,
+is not. References are photographs too. before_after.html in the output (beside a single file) shows what was done.
+
+Whom --faces restores by default where there are several people: with --reference the person who is most like the
+references; with --personal, which holds no picture to know anybody by, the largest face; without either everybody. With
+--faces all the references are used for their person alone, and the others are restored without any. A method that
+learns persons restores nobody else.
+
+Weights of size demo have seen grey faces only: they restore the lightness, and the photograph keeps its own colours.
+
+--aligned takes pictures that are aligned faces already, as they are, references too; methods that work in tiles then
+take any size and restore all of it, and results are PNGs.
+
+A photograph that fails, such as one without a face, stops no other: the exit code is then 4, and it is not written."""
 
 SHOWN = 20
 
@@ -21,10 +37,11 @@ SHOWN = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.usage = (
-        "bench restore PICTURE|FOLDER [...] --method NAME [--personal FILE] [--reference FILE [FILE ...]] -o OUT\n"
-        "                     [--scale N] [--seed N] [key=value ...] [--json]"
+        "bench restore PICTURE|FOLDER|PATTERN [...] --method NAME [--reference FILE [FILE ...] | --personal FILE]\n"
+        "                     -o OUT [--faces all|largest|matching] [--background NAME] [--scale N] [--aligned]\n"
+        "                     [--seed N] [key=value ...] [--json]"
     )
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="pictures, or folders of pictures")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="photographs, folders of them, or patterns")
     parser.add_argument("--method", metavar="NAME", help="the method; method=NAME is the same")
     parser.add_argument("--personal", type=Path, metavar="FILE", help="a person, from bench personalise")
     parser.add_argument(
@@ -33,14 +50,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="FILE",
-        help="pictures of the person; a method that learns persons learns this one first",
+        help="photographs of the person; a method that learns persons learns this one first",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT", help="FILE.png for one picture, else a folder"
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="a file for one photograph, else a folder"
     )
     parser.add_argument(
-        "--scale", type=float, default=1.0, metavar="N", help="enlarge the pictures N times first, bicubically"
+        "--faces",
+        choices=("all", "largest", "matching"),
+        help="whom to restore (default: matching with --reference, largest with --personal, else all)",
     )
+    parser.add_argument(
+        "--background",
+        metavar="NAME",
+        help="a method that restores all else too, such as realesrgan; background.KEY=VALUE are its settings",
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, metavar="N", help="enlarge the photographs N times, bicubically at first"
+    )
+    parser.add_argument("--aligned", action="store_true", help="pictures and references are aligned faces already")
     parser.add_argument("--seed", type=int, help="seed of the restoration (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(takes_overrides=True)
@@ -52,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     import math
     import os
 
-    from bench.cli.own_words import own_config, separated
+    from bench.cli.own_words import BACKGROUND, background_config, own_config, separated
     from bench.errors import UsageError
 
     if not (math.isfinite(arguments.scale) and arguments.scale > 0):
@@ -61,14 +89,27 @@ def run(arguments: argparse.Namespace) -> int:
     references, more = separated(arguments.reference)
     if not pictures:
         raise UsageError("Which pictures? Give files or a folder before the options. Try: bench restore --help")
+    if arguments.aligned and (arguments.faces or arguments.background):
+        raise UsageError(
+            f"--aligned pictures are a face each: leave out --{'faces' if arguments.faces else BACKGROUND}."
+        )
+    background = background_config(arguments, [*words, *more])
     config = own_config(arguments, [*words, *more], "restore")
     os.environ.setdefault("OMP_NUM_THREADS", str(config["trainer"]["threads"]))
-    from bench.runs.own_person import restore_own
     from bench.runs.quiet import quiet_lightning
 
     quiet_lightning()
     personal = arguments.personal.expanduser() if arguments.personal is not None else None
-    result = restore_own(config, pictures, arguments.output.expanduser(), personal, references, arguments.scale)
+    output = arguments.output.expanduser()
+    if arguments.aligned:
+        from bench.runs.own_person import restore_own
+
+        result = restore_own(config, pictures, output, personal, references, arguments.scale)
+    else:
+        from bench.runs.own_photographs import Wish, restore_photographs
+
+        wish = Wish(arguments.faces, arguments.scale, background)
+        result = restore_photographs(config, pictures, output, personal, references, wish)
     if arguments.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
     else:
@@ -84,12 +125,28 @@ def _print(result: dict[str, Any]) -> None:
 
     written = result["pictures"]
     if written:
-        rows = [[one["file"], f"{one['width']}x{one['height']}", f"{one['seconds']:.2f} s"] for one in written[:SHOWN]]
+        with_faces = "faces" in written[0]
+        rows = [
+            [one["file"], f"{one['width']}x{one['height']}", *([_faces(one)] if with_faces else []), _seconds(one)]
+            for one in written[:SHOWN]
+        ]
         if len(written) > SHOWN:
-            rows.append([f"and {len(written) - SHOWN} more", "", ""])
+            rows.append([f"and {len(written) - SHOWN} more", *[""] * (len(rows[0]) - 1)])
         median = statistics.median(one["seconds"] for one in written)
         count = f"{len(written)} picture{'s' if len(written) > 1 else ''}"
         title = f"{result['method']}: {count}, {median:.2f} s each, peak memory {result['peak_memory_mb']:.0f} MB"
-        print_table(["restored", "px", "time"], rows, title)
+        print_table(["restored", "px", *(["faces"] if with_faces else []), "time"], rows, title)
+    if result.get("page"):
+        print(f"before and after: {result['page']}")
     for path, reason in result["failed"].items():
         print(f"failed: {path}: {reason}", file=sys.stderr)
+
+
+def _faces(one: dict[str, Any]) -> str:
+    """`1` or `1 of 4`: faces restored of those found."""
+    restored, found = sum(face["restored"] for face in one["faces"]), len(one["faces"])
+    return f"{restored}" if restored == found else f"{restored} of {found}"
+
+
+def _seconds(one: dict[str, Any]) -> str:
+    return f"{one['seconds']:.2f} s"

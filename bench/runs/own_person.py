@@ -1,4 +1,4 @@
-"""Learns a person from one's own reference pictures, and restores one's own pictures of that person."""
+"""Learns a person from one's own reference pictures, and restores one's own aligned pictures of that person."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from bench.runs.own_pictures import (
 )
 from bench.runs.personalise import learn
 from bench.runs.plan import build_method
+from bench.runs.reference_photographs import crops_of, read_and_tell
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,13 @@ def _listed_methods() -> str:
     return ", ".join(personalising_methods()) or "none here"
 
 
-def learn_person(
-    method: RestorationMethod, workplace: Workplace, pictures: Tensor, names: Sequence[str], seed: int
-) -> Learnt:
+def learn_person(method: RestorationMethod, workplace: Workplace, pictures: Tensor, seed: int) -> Learnt:
     """Learns a person, or finds what an earlier call with the same references, seed and settings learnt.
 
     Args:
         method: A method that personalises; it is moved to the workplace's device.
         workplace: Where it runs.
         pictures: References, (R, 3, H, W) at the method's native size.
-        names: What to call them.
         seed: Of the run.
 
     Raises:
@@ -113,13 +111,16 @@ def learn_person(
     return Learnt(state, time.perf_counter() - started, progress.done - progress.first)
 
 
-def personalise(config: dict[str, Any], references: Sequence[Path], output: Path) -> dict[str, Any]:
+def personalise(
+    config: dict[str, Any], references: Sequence[Path], output: Path, aligned: bool = False
+) -> dict[str, Any]:
     """Learns a person and writes the state to a file.
 
     Args:
         config: The composed `configs/run.yaml`.
-        references: Aligned square pictures of the person.
+        references: Photographs of the person.
         output: The file, which must end in .safetensors.
+        aligned: Whether the references are aligned square pictures of the face, which are taken as they are.
 
     Returns:
         `method`, `key`, `base`, `references`, `seed`, `known` (whether nothing had to be learnt), `iterations` and
@@ -135,20 +136,21 @@ def personalise(config: dict[str, Any], references: Sequence[Path], output: Path
         raise UsageError(f"--output {output} would be a safetensors file and must be named so: {output}.safetensors")
     why = "there is nothing to write"
     require_personalising(load_method(config["method"]["name"]), why)
-    read = read_references(references)
+    read = read_references(references) if aligned else []
+    photographs = [] if aligned else read_and_tell(references)
     require_no_input([output], references)
     workplace = Workplace(config["trainer"])
     method, _, _ = build_method(config)
     require_personalising(method, why)
-    pictures = _checked(read, references, method)
+    pictures = _checked(read, references, method) if aligned else crops_of(method, photographs)
     _require_writable(output)
-    learnt = learn_person(method, workplace, pictures, [str(path) for path in references], int(config["seed"]))
+    learnt = learn_person(method, workplace, pictures, int(config["seed"]))
     write_state(output, learnt.state)
     return {
         "method": method.label,
         "key": learnt.state.key,
         "base": learnt.state.base,
-        "references": len(references),
+        "references": len(pictures),
         "seed": learnt.state.seed,
         "known": learnt.iterations == 0,
         "iterations": learnt.iterations,
@@ -166,7 +168,7 @@ def restore_own(
     references: Sequence[Path] = (),
     scale: float = 1.0,
 ) -> dict[str, Any]:
-    """Restores pictures with whatever the method needs of the person on them.
+    """Restores aligned pictures with whatever the method needs of the person on them.
 
     Args:
         config: The composed `configs/run.yaml`.
@@ -232,7 +234,7 @@ def _learnt_here(
             f"or --personal FILE, made with: bench personalise method={method.spec.name} --reference FILE ... -o FILE"
         )
     pictures = _checked(read, paths, method)
-    return learn_person(method, workplace, pictures, [str(path) for path in paths], seed).state
+    return learn_person(method, workplace, pictures, seed).state
 
 
 def _checked(read: Sequence[Tensor], paths: Sequence[Path], method: RestorationMethod) -> Tensor:

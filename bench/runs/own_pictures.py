@@ -145,7 +145,7 @@ class Task:
 
     Attributes:
         path: Its file.
-        target: The PNG to write.
+        target: The picture to write.
     """
 
     path: Path
@@ -157,12 +157,14 @@ class Task:
         return unicodedata.normalize("NFC", self.path.name)
 
 
-def tasks_of(given: Sequence[Path], output: Path) -> tuple[list[Task], dict[str, str]]:
+def tasks_of(given: Sequence[Path], output: Path, keep_format: bool = False) -> tuple[list[Task], dict[str, str]]:
     """Which pictures to restore, and where each result goes.
 
     Args:
         given: Files, and folders whose pictures are taken with their subfolders.
-        output: A PNG for one picture, else a folder: a picture of a folder keeps its path inside, a file its name.
+        output: A picture file for one picture, else a folder: a picture of a folder keeps its path inside, a file its
+            name.
+        keep_format: Whether results are of the format of their pictures; else they are PNGs.
 
     Returns:
         The tasks, and the folders inside that cannot be read with the reason.
@@ -190,18 +192,19 @@ def tasks_of(given: Sequence[Path], output: Path) -> tuple[list[Task], dict[str,
         top = os.path.commonpath([path.parent for path in absolute.values()])
         labels = {path: own.relative_to(top).as_posix() for path, own in absolute.items()}
     if output.suffix.lower() in SUFFIXES and not output.is_dir():
-        return _single_task(list(labels), output), unreadable
+        return _single_task(list(labels), output, keep_format), unreadable
     if output.exists() and not output.is_dir():
-        raise UsageError(f"The output {output} is a file. Choose a folder with -o, or a new file that ends in .png.")
-    names = output_paths(list(labels.values()))
+        kind = "a file of a picture" if keep_format else "a new file that ends in .png"
+        raise UsageError(f"The output {output} is a file. Choose a folder with -o, or {kind}.")
+    names = {label: label for label in labels.values()} if keep_format else output_paths(list(labels.values()))
     return [Task(path, output / names[label]) for path, label in labels.items()], unreadable
 
 
-def _single_task(paths: Sequence[Path], output: Path) -> list[Task]:
+def _single_task(paths: Sequence[Path], output: Path, keep_format: bool) -> list[Task]:
     if len(paths) != 1:
         raise UsageError(f"The output {output} is one file for {len(paths)} pictures. Give a folder with -o.")
-    if output.suffix.lower() != ".png":
-        raise UsageError(f"Restored pictures are written as PNG: -o {output.with_suffix('.png')}")
+    if output.suffix.lower() != ".png" and not keep_format:
+        raise UsageError(f"Restored aligned pictures are written as PNG: -o {output.with_suffix('.png')}")
     return [Task(paths[0], output)]
 
 
@@ -265,7 +268,7 @@ def restore_all(
             _require_size(method, task.path, lq)
             batch = own_batch(task.name, lq, references, seed, method.native_size)
             started = time.perf_counter()
-            picture = _restored(method, workplace, batch)
+            picture = restored_picture(method, workplace, batch)
             seconds = time.perf_counter() - started
         except MissingError:
             raise
@@ -331,7 +334,7 @@ def _require_size(method: RestorationMethod, path: Path, lq: Tensor) -> None:
         )
 
 
-def _restored(method: RestorationMethod, workplace: Workplace, batch: FaceBatch) -> Tensor:
+def restored_picture(method: RestorationMethod, workplace: Workplace, batch: FaceBatch) -> Tensor:
     """The restored picture, (3, H, W) in [0, 1], on the CPU.
 
     Raises:
