@@ -309,8 +309,10 @@ class _Run:
             if doubt:
                 say(f"warning: {task.path}: {doubt}")
             return {best: True}, alike
-        best = int(alike.argmax()) if alike is not None and (len(faces) == 1 or alike.max() >= RESEMBLING) else None
-        return {number: number == best for number in range(len(faces))}, alike
+        the_person = -1
+        if alike is not None and (len(faces) == 1 or alike.max() >= RESEMBLING):
+            the_person = int(alike.argmax())
+        return {number: number == the_person for number in range(len(faces))}, alike
 
     def _canvas(self, task: Task, photograph: Photograph) -> tuple[np.ndarray, np.ndarray]:
         """The photograph at the size of the result, and the same with its background restored, to be written to."""

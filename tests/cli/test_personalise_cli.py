@@ -16,11 +16,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench.cli.main import main
+from bench.cli.main import main as bench
 from bench.personal_state import read_state
 from methods.pfstorer import personal_training
 from methods.pfstorer.personal_training import PersonalTraining
 from tests.cli.personal_helpers import aligned, few, new_weights
+
+
+def main(words: list[str]) -> int:
+    return bench([*words, "--aligned"])
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +241,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000)); sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", limited, *words], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", limited, *words, "--aligned"], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 2, done.stderr
     assert "ulimit -f" in done.stderr and "Traceback" not in done.stderr
@@ -251,7 +255,7 @@ def test_a_killed_learning_goes_on_and_ends_with_the_same_bytes(
     tmp_path: Path, home: Path, weights: Path, three: list[str]
 ) -> None:
     out, whole = tmp_path / "a.safetensors", tmp_path / "whole.safetensors"
-    words = ["personalise", *few(weights, 60), "--reference", *three, "-o"]
+    words = ["personalise", *few(weights, 60), "--aligned", "--reference", *three, "-o"]
     command = [sys.executable, "-m", "bench", *words, str(out)]
     call = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

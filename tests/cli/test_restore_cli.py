@@ -1,4 +1,4 @@
-"""`bench restore`: pictures of one's own, at their size, with whatever the method needs of the person."""
+"""`bench restore --aligned`: aligned pictures, at their size, with whatever the method needs of the person."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from bench.batch import FaceBatch
-from bench.cli.main import main
+from bench.cli.main import main as bench
 from bench.config import compose
 from bench.image import read_image
 from bench.personal_state import read_state
@@ -22,6 +22,10 @@ from bench.registry import method_targets
 from bench.runs.plan import build_method
 from bench.seeds import derive_seed
 from tests.cli.personal_helpers import aligned, few, new_weights
+
+
+def main(words: list[str]) -> int:
+    return bench([*words, "--aligned"])
 
 
 @pytest.fixture(scope="module")
