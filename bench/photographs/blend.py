@@ -11,6 +11,9 @@ from bench.photographs.face_crop import FaceCrop
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 #: Standard deviation, in sides of the crop, from which on light and colour are the photograph's own.
 KEPT_LIGHT = 0.08
+#: Of the filter that lets colour follow restored edges: reach in sides of the crop, and the standard deviation of
+#: lightness, in levels, from which on something is an edge.
+COLOUR_REACH, EDGE = 3 / 128, 8.0
 
 
 def grey_of(pixels: np.ndarray) -> np.ndarray:
@@ -19,7 +22,7 @@ def grey_of(pixels: np.ndarray) -> np.ndarray:
     return np.repeat(luma[..., None], 3, axis=2)
 
 
-def change(crop: np.ndarray, restored: np.ndarray, luma_only: bool) -> np.ndarray:
+def change(crop: np.ndarray, restored: np.ndarray, grey: bool) -> np.ndarray:
     """What a restoration changed, without what it did to light and colour at large.
 
     Degradations keep broad light and shade, so that a difference there is the network's drift, which would show as a
@@ -28,17 +31,36 @@ def change(crop: np.ndarray, restored: np.ndarray, luma_only: bool) -> np.ndarra
     Args:
         crop: (N, N, 3) uint8, what was restored.
         restored: (N, N, 3) float32 in [0, 255].
-        luma_only: Only lightness changes, and colour stays the photograph's.
+        grey: Whether the network's colours mean nothing. Lightness is then restored and colour stays the photograph's,
+            cleaned of JPEG's noise along the restored edges.
 
     Returns:
-        (N, N, 1) float32 for luma, to be added to each channel, or (N, N, 3).
+        (N, N, 3) float32.
     """
-    difference = restored - crop.astype(np.float32)
-    if luma_only:
-        difference = (difference @ LUMA)[..., None]
-    sigma = KEPT_LIGHT * len(crop)
-    broad = cv2.GaussianBlur(difference, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
-    return difference - broad.reshape(difference.shape)
+    before = crop.astype(np.float32)
+    luma_before, luma = before @ LUMA, restored @ LUMA
+    difference = (luma - luma_before)[..., None] if grey else restored - before
+    broad = cv2.GaussianBlur(difference, (0, 0), KEPT_LIGHT * len(crop), borderType=cv2.BORDER_REFLECT)
+    changed = difference - broad.reshape(difference.shape)
+    if not grey:
+        return changed
+    colour = before - luma_before[..., None]
+    cleaned = np.stack([_following(luma, colour[..., channel]) for channel in range(3)], axis=-1)
+    found: np.ndarray = changed + cleaned - colour
+    return found
+
+
+def _following(guide: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    """Guided filter (He et al., ECCV 2010): smooth where `guide` is, with its edges; all (N, N) float32."""
+    side = 2 * max(1, round(COLOUR_REACH * len(guide))) + 1
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.blur(values, (side, side), borderType=cv2.BORDER_REFLECT)
+
+    guide_mean, picture_mean = mean(guide), mean(picture)
+    variance = mean(guide * guide) - guide_mean * guide_mean
+    slope = (mean(guide * picture) - guide_mean * picture_mean) / (variance + EDGE * EDGE)
+    return mean(slope) * guide + mean(picture_mean - slope * guide_mean)
 
 
 def put_back(canvas: np.ndarray, photograph: np.ndarray, crop: FaceCrop, changed: np.ndarray, mask: np.ndarray) -> None:

@@ -13,6 +13,8 @@ from bench.protocol.alignment import AlignmentTemplate, alignment_matrix
 
 #: A square photograph whose corners lie within this share of the template's crop, in its sides, is that crop.
 ALREADY_ALIGNED = 0.15
+#: In degrees: `alignment_matrix` moves crops into photographs along the edges of these, which holds of upright faces.
+MOST_TILTED = 30.0
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def face_crop(points: np.ndarray, template: AlignmentTemplate, side: int, photo_
         side: Of the crop, in pixels.
         photo_size: (H, W) of the photograph.
     """
+    if abs(_tilt(points)) > MOST_TILTED:
+        template = replace(template, keep_inside=False)
     matrix = resized_matrix(alignment_matrix(points, template, photo_size), side / template.size)
     crop = FaceCrop(matrix, side, photo_size)
     height, width = photo_size
@@ -106,6 +110,12 @@ def face_crop(points: np.ndarray, template: AlignmentTemplate, side: int, photo_
         if np.abs(crop.corners - edges).max() <= ALREADY_ALIGNED * width:
             return FaceCrop(resized_matrix(np.eye(2, 3), side / width), side, photo_size)
     return crop
+
+
+def _tilt(points: np.ndarray) -> float:
+    """Angle of the line through the eyes, in degrees; 0 where the face stands upright."""
+    across, down = points[1] - points[0]
+    return math.degrees(math.atan2(down, across))
 
 
 def resized_matrix(matrix: np.ndarray, scale: float) -> np.ndarray:

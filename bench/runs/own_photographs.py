@@ -260,16 +260,16 @@ class _Run:
         chosen, alike = self._chosen(task, photograph, faces)
         plain, canvas = self._canvas(task, photograph)
         stretch = (plain.shape[0] / photograph.size[0], plain.shape[1] / photograph.size[1])
-        luma_only = self.method.training_faces.grey or photograph.colourless
+        grey = self.method.training_faces.grey
         todo = [self._face(photograph, faces[number], number, chosen) for number in chosen]
         for number, own in zip(chosen, todo, strict=True):
-            lq = own.crop.cut(photograph.pixels)
-            lq = grey_of(lq) if self.method.training_faces.grey else lq
-            restored = self._restored_crop(f"{task.name}/{number}" if number else task.name, lq, own.is_the_person)
+            crop = own.crop.cut(photograph.pixels)
+            image_id = f"{task.name}/{number}" if number else task.name
+            restored = self._restored_crop(image_id, grey_of(crop) if grey else crop, own.is_the_person)
             placed = own.crop.of_enlarged(stretch, plain.shape[:2])
             others = [_enlarged_points(faces[other], stretch) for other in range(len(faces)) if other != number]
             mask = face_mask(placed, _enlarged_points(own.face, stretch), others)
-            put_back(canvas, plain, placed, change(lq, restored, luma_only), mask)
+            put_back(canvas, plain, placed, change(crop, restored, grey), mask)
         if photograph.colourless:
             canvas = grey_of(canvas)
         result = photograph.with_pixels(canvas)
@@ -300,7 +300,10 @@ class _Run:
         known = self.person.embeddings is not None or self.person.state is not None
         if self.faces == "largest" or (len(faces) == 1 and self.faces == "matching"):
             if alike is not None and alike[0] < RESEMBLING:
-                say(f"warning: {task.path}: the face looks little like the references (cosine {alike[0]:.2f}).")
+                say(
+                    f"warning: {task.path}: the face looks little like the references (cosine {alike[0]:.2f}); it is "
+                    "restored as theirs all the same."
+                )
             if alike is None and known and len(faces) > 1:
                 say(f"{task.path} shows {len(faces)} faces; the largest is taken for the person who was learnt.")
             return {0: known}, alike
