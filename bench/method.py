@@ -240,6 +240,20 @@ class RestorationMethod(LightningModule):
         """
         raise NotImplementedError
 
+    def restore_to(self, batch: FaceBatch, size: tuple[int, int]) -> Tensor:
+        """Restores pictures and brings them to another size; networks that enlarge do both in one step.
+
+        Args:
+            batch: As for `restore`, of a method of any size.
+            size: (H, W) of the result.
+
+        Returns:
+            (B, 3, H, W), RGB in [0, 1].
+        """
+        if tuple(batch.lq.shape[-2:]) != size:
+            batch = replace(batch, lq=_resized(batch.lq, size))
+        return self.restore(batch).clamp(0.0, 1.0)
+
     def restore_at_native_size(self, batch: FaceBatch) -> Tensor:
         """`restore` with the pictures brought to the network's size, and the result brought back.
 

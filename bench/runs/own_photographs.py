@@ -161,6 +161,8 @@ def _background_method(config: dict[str, Any], workplace: Workplace) -> Restorat
     method, _, _ = build_method(config)
     if not method.any_size or method.spec.references != "none":
         raise UsageError(f"{method.label} restores faces, not whole photographs. Try: --background realesrgan")
+    if workplace.device.type == "cpu":
+        say(f"{method.label} restores whole photographs, which takes minutes each without a GPU.")
     return workplace.precision.convert_module(method.to(workplace.device))  # type: ignore[return-value]
 
 
@@ -329,8 +331,19 @@ class _Run:
             plain = _pixels(resized(_tensor(plain), (height, width)))
         if self.background is None:
             return plain, plain.copy()
-        batch = own_batch(f"{task.name}/background", _tensor(plain), [], self.seed, self.background.native_size)
-        return plain, _pixels(restored_picture(self.background, self.workplace, batch))
+        return plain, self._restored_background(self.background, task, photograph.pixels, (height, width))
+
+    def _restored_background(
+        self, method: RestorationMethod, task: Task, pixels: np.ndarray, size: tuple[int, int]
+    ) -> np.ndarray:
+        """The whole photograph as the method for the background restores it, (H, W, 3) uint8 of this size."""
+        batch = own_batch(f"{task.name}/background", _tensor(pixels), [], self.seed, method.native_size)
+        batch = self.workplace.precision.convert_input(batch.to(self.workplace.device))
+        with torch.inference_mode(), self.workplace.precision.forward_context():
+            restored = method.restore_to(batch, size)[0].float().cpu()
+        if not torch.isfinite(restored).all():
+            raise UsageError("The restored background holds NaN or infinite values.")
+        return _pixels(restored)
 
     def _face(self, photograph: Photograph, face: Face, number: int, chosen: dict[int, bool]) -> _FaceToRestore:
         template = TEMPLATES[self.method.training_faces.template]

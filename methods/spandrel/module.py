@@ -132,9 +132,13 @@ class Spandrel(RestorationMethod):
 
     def restore(self, batch: FaceBatch) -> Tensor:
         """Restores pictures; what a super-resolution network enlarges is brought back to the LQ's size."""
+        return self.restore_to(batch, (batch.lq.shape[-2], batch.lq.shape[-1]))
+
+    def restore_to(self, batch: FaceBatch, size: tuple[int, int]) -> Tensor:
+        """See `RestorationMethod.restore_to`."""
         restored = torch.cat([self._restored(picture[None]) for picture in batch.lq])
-        if restored.shape[-2:] != batch.lq.shape[-2:]:
-            restored = F.interpolate(restored, batch.lq.shape[-2:], mode="bicubic", align_corners=False, antialias=True)
+        if tuple(restored.shape[-2:]) != size:
+            restored = F.interpolate(restored, size, mode="bicubic", align_corners=False, antialias=True)
         return restored.clamp(0, 1)
 
     def _restored(self, picture: Tensor) -> Tensor:
