@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from bench.personal_state import PersonalState
     from methods.blocks.latent_samples import LatentBatch
 
-#: Settings of the personalisation on which the form of a state does not depend, though it decides what is learnt.
-STATE_KEYS = ("tunes",)
-
 
 @dataclass(frozen=True)
 class Person:
@@ -87,6 +84,7 @@ class DualPivot(LatentDiffusionMethod):
             "+out_of_context": ("method.personalisation.textual.where=out_of_context",),
             "+personal": ("method.personalisation.model.faces=personal",),
         },
+        without_reference="+base",
     )
     not_in_revision: ClassVar[tuple[str, ...]] = (*LatentDiffusionMethod.not_in_revision, "tiles_per_call")
     any_size = True
@@ -160,6 +158,8 @@ class DualPivot(LatentDiffusionMethod):
         own = {key: value for key, value in self.settings["personalisation"].items() if key != "tunes"}
         if self.settings["personalisation"]["tunes"] == "textual":
             del own["model"]
+        if own["timesteps"] == "sampling":
+            own["timesteps"] = list(self.sampler.call_timesteps)
         return own | {"degradation": self.degradation.specification()}
 
     def personal_iterations(self) -> int:

@@ -180,6 +180,18 @@ def test_a_person_is_another_under_another_word_where_the_method_reads_it(refere
     assert len({PersonalSource(references, 0, word).key(other, "32-true") for word in ("man", "woman")}) == 1
 
 
+def test_a_person_is_another_at_other_timesteps(references: Tensor) -> None:
+    """What was tuned at the timesteps of one sampling is of no use to another."""
+    source = PersonalSource(references, 0)
+    keys = {steps: source.key(built(f"method.sampling.steps={steps}"), "32-true") for steps in (1, 2, 3)}
+    assert len(set(keys.values())) == 3
+    every = [
+        source.key(built(f"method.sampling.steps={steps}", "method.personalisation.timesteps=all"), "32-true")
+        for steps in (1, 2)
+    ]
+    assert every[0] == every[1]
+
+
 @pytest.mark.parametrize(
     ("words", "label"),
     [
