@@ -114,7 +114,7 @@ def compose(config: str, words: list[str]) -> dict[str, Any]:
         words: `key=value` words of the command line. Existing paths need no quoting.
 
     Returns:
-        The configuration as built-in types, with the degradation preset in its place.
+        The configuration as built-in types, with the degradation preset, or each of several, in its place.
 
     Raises:
         UsageError: Unknown group choice or key (with the nearest names), or a comma list without -m.
@@ -164,6 +164,8 @@ def _data_settings(data: dict[str, Any], given: dict[str, str]) -> dict[str, Any
     data = dict(data)
     if isinstance(data.get("degradation"), str):
         data["degradation"] = read_preset("degradation", data["degradation"])
+    elif isinstance(data.get("degradation"), list):
+        data["degradation"] = [read_preset("degradation", name) for name in data["degradation"]]
     protocol = data.pop("protocol")
     if protocol and "data.name" not in given:
         data["name"] = f"{data['name']}_{protocol['name']}"
@@ -206,8 +208,7 @@ def _check_values(settings: dict[str, Any]) -> None:
     for key in ("selection", "protocol", "probe"):
         if not isinstance(data.get(key), dict | None):
             raise UsageError(f"data.{key} must be a mapping, such as {{rule: ...}}, got {data[key]!r}.")
-    if not isinstance(data.get("degradation"), str | None):
-        raise UsageError(f"data.degradation must be the name of a preset or null, got {data['degradation']!r}.")
+    _check_degradation(data.get("degradation"))
     for key, value in (("seed", settings["seed"]), ("data.seed", data["seed"])):
         if isinstance(value, bool) or not isinstance(value, int):
             raise UsageError(f"{key} must be a whole number, got {value!r}.")
@@ -219,6 +220,18 @@ def _check_values(settings: dict[str, Any]) -> None:
             raise UsageError(f"metrics.{key} must be a list in brackets, such as {example}, got {value!r}.")
     if not isinstance(settings.get("cache", True), bool):
         raise UsageError(f"cache must be true or false, got {settings['cache']!r}.")
+
+
+def _check_degradation(value: Any) -> None:
+    """Checks that it is one preset, a list of several, or none; whether they exist shows when they are read."""
+    if isinstance(value, list):
+        if len(value) < 2 or not all(isinstance(name, str) for name in value) or len(set(value)) < len(value):
+            raise UsageError(
+                "data.degradation in brackets must name two or more different presets, of which every photograph gets "
+                f"each, such as [blur_only,heavy]; got {value!r}."
+            )
+    elif not isinstance(value, str | None):
+        raise UsageError(f"data.degradation must be the name of a preset, a list of several, or null, got {value!r}.")
 
 
 def _into_sizes(word: str, method: str) -> list[str]:

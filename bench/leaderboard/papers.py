@@ -167,8 +167,8 @@ def _load_yaml(path: Path) -> dict[str, Any]:
 
 
 @cache
-def _board_data(protocol: str) -> tuple[str, str | None] | None:
-    """Data card and degradation preset of a board, by the data configuration its name begins with."""
+def _board_data(protocol: str) -> tuple[str, str | list[str] | None] | None:
+    """Data card and degradation preset, or several, of a board, by the data configuration its name begins with."""
     from bench.config import group_choices
 
     known = [name for name in group_choices("data") if protocol == name or protocol.startswith(f"{name}_")]

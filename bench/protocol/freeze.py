@@ -17,7 +17,7 @@ from bench.paths import bench_home, resource_root
 from bench.progress import counted
 from bench.protocol.card import data_root, load_card
 from bench.protocol.pictures import ProtocolPictures
-from bench.protocol.protocol import DataSettings, Protocol, ProtocolMismatchError, protocol_id
+from bench.protocol.protocol import DataSettings, Protocol, ProtocolMismatchError, presets_of, protocol_id
 from bench.protocol.selection import plan_images
 
 
@@ -45,8 +45,9 @@ def _unfrozen(settings: DataSettings, root: Path) -> Protocol:
     images = plan_images(settings, root)
     if len({image.image_id for image in images}) < len(images):
         raise UsageError(f"Two pictures of {root} would have one name. Rename the files.")
-    pipeline = settings.pipeline()
-    degradation = None if pipeline is None else pipeline.specification()
+    specifications = [pipeline.specification() for pipeline in settings.pipelines()]
+    several = isinstance(settings.degradation, list)
+    degradation = specifications if several else next(iter(specifications), None)
     planted = settings.probe_settings()
     probe = None if planted is None else planted.specification()
     identifier = protocol_id(settings.size, settings.seed, degradation, images, settings.name, probe)
@@ -112,7 +113,10 @@ def _explain_difference(frozen: Protocol, planned: Protocol) -> None:
     """Raises if `planned` is meant to be `frozen` but cannot be; returns if it is a protocol of its own."""
 
     def settings(protocol: Protocol) -> Any:
-        degradation = {key: value for key, value in (protocol.degradation or {}).items() if key != "versions"}
+        degradation = [
+            {key: value for key, value in preset.items() if key != "versions"}
+            for preset in presets_of(protocol.degradation)
+        ]
         return (
             degradation,
             protocol.size,
@@ -134,7 +138,10 @@ def _explain_difference(frozen: Protocol, planned: Protocol) -> None:
             f"({', '.join(surplus[:3]) or 'none'}). Repair the data set, or give your protocol a name of its own "
             "(data.name=…)."
         )
-    ours, theirs = ((protocol.degradation or {}).get("versions", {}) for protocol in (planned, frozen))
+    ours, theirs = (
+        {name: version for preset in presets_of(protocol.degradation) for name, version in preset["versions"].items()}
+        for protocol in (planned, frozen)
+    )
     changed = [
         f"{name} v{theirs.get(name)} → v{version}" for name, version in ours.items() if theirs.get(name) != version
     ]

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.degradation.pipeline import Theta
 from bench.errors import MissingError
 from bench.files import sha256_bytes
 from bench.image import read_image
 from bench.protocol.alignment import warp
-from bench.protocol.probe import base_image_id, paint
+from bench.protocol.probe import SEPARATOR, base_image_id, paint
 from bench.protocol.protocol import Protocol, ProtocolImage, ProtocolMismatchError, ProtocolPhoto
 from bench.seeds import derive_seed
 
@@ -26,7 +27,7 @@ class ProtocolPictures:
 
     def __init__(self, protocol: Protocol, root: Path) -> None:
         self.protocol, self.root = protocol, root
-        self._pipeline = protocol.pipeline()
+        self._pipeline = lru_cache(maxsize=None)(protocol.pipeline)
         self.photo = lru_cache(maxsize=64)(self._photo)
 
     def _photo(self, path: str) -> np.ndarray:
@@ -59,17 +60,17 @@ class ProtocolPictures:
             given = self.crop(image.lq)
             _check(image.lq_sha256, given, f"the LQ picture of {image.image_id}", "image decoder")
             return given
-        if self._pipeline is None:
+        pipeline, theta = self._pipeline(image.degradation), self.theta(image)
+        if pipeline is None or theta is None:
             raise MissingError(f"The protocol {self.protocol.name} neither brings nor makes an LQ of {image.image_id}.")
         import torch
 
         pixels: np.ndarray = self.truth(image) if truth is None else truth
         clean = torch.tensor(pixels).permute(2, 0, 1).double().div(255).unsqueeze(0)
-        theta = self._pipeline.sample([self.degradation_seed(image)], (self.protocol.size, self.protocol.size))
         with torch.inference_mode():
-            degraded = self._pipeline.apply(clean, theta)
+            degraded = pipeline.apply(clean, [theta])
         lq = degraded[0].mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-        versions = ", ".join(f"{name} v{v}" for name, v in self._pipeline.specification()["versions"].items())
+        versions = ", ".join(f"{name} v{v}" for name, v in pipeline.specification()["versions"].items())
         _check(
             image.lq_sha256,
             lq,
@@ -78,9 +79,18 @@ class ProtocolPictures:
         )
         return lq
 
+    def theta(self, image: ProtocolImage) -> Theta | None:
+        """Parameters of the picture's degradation; None where the data set brings the LQ pictures."""
+        pipeline = self._pipeline(image.degradation)
+        if pipeline is None:
+            return None
+        return pipeline.sample([self.degradation_seed(image)], (self.protocol.size, self.protocol.size))[0]
+
     def degradation_seed(self, image: ProtocolImage) -> int:
         """Seed of the picture's degradation; the variants of a probe share it."""
-        name = image.image_id if self.protocol.probe is None else base_image_id(image.image_id)
+        name = image.photograph if self.protocol.probe is None else base_image_id(image.photograph)
+        if image.degradation is not None:
+            name += SEPARATOR + image.degradation
         return derive_seed(self.protocol.name, self.protocol.seed, name, "degradation")
 
 

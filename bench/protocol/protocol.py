@@ -8,7 +8,9 @@ the decoded ground truth and LQ pixels stand beside the id and are checked when 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,17 @@ import numpy as np
 from bench.degradation.pipeline import DegradationPipeline
 from bench.errors import UsageError
 from bench.files import sha256_bytes
-from bench.protocol.probe import Mark, ProbeSettings
+from bench.protocol.probe import SEPARATOR, Mark, ProbeSettings
 
 SCHEMA_VERSION = 1
+Degradation = dict[str, Any] | list[dict[str, Any]] | None
+
+
+def presets_of(degradation: Degradation) -> list[dict[str, Any]]:
+    """The presets of a degradation: none, one, or the several of which every photograph gets each."""
+    if degradation is None:
+        return []
+    return degradation if isinstance(degradation, list) else [degradation]
 
 
 class ProtocolMismatchError(UsageError):
@@ -79,6 +89,7 @@ class ProtocolImage:
         gt_sha256: Hash of the decoded, aligned ground truth pixels.
         lq_sha256: Hash of the degraded pixels.
         lq: The degraded picture where the data set brings it; None where the protocol makes it.
+        degradation: Which of the protocol's presets degrades it, where there are several; the id ends with it.
     """
 
     image_id: str
@@ -88,6 +99,12 @@ class ProtocolImage:
     gt_sha256: str | None = None
     lq_sha256: str | None = None
     lq: ProtocolPhoto | None = None
+    degradation: str | None = None
+
+    @property
+    def photograph(self) -> str:
+        """What the pictures of one photograph share: the image id without the degradation."""
+        return self.image_id if self.degradation is None else self.image_id.removesuffix(SEPARATOR + self.degradation)
 
     @property
     def shown(self) -> ProtocolPhoto:
@@ -107,7 +124,9 @@ class ProtocolImage:
             "gt_sha256": self.gt_sha256,
             "lq_sha256": self.lq_sha256,
         }
-        return record if self.lq is None else {**record, "lq": self.lq.as_dict()}
+        if self.lq is not None:
+            record["lq"] = self.lq.as_dict()
+        return record if self.degradation is None else {**record, "degradation": self.degradation}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> ProtocolImage:
@@ -121,12 +140,25 @@ class ProtocolImage:
             record["gt_sha256"],
             record["lq_sha256"],
             None if lq is None else ProtocolPhoto.from_dict(lq),
+            record.get("degradation"),
         )
+
+
+def under_each(images: Sequence[ProtocolImage], presets: Sequence[str]) -> tuple[ProtocolImage, ...]:
+    """Every picture once for each of several degradations, with the degradation's name at the end of its id."""
+    return tuple(
+        replace(image, image_id=image.image_id + SEPARATOR + preset, degradation=preset)
+        for image in images
+        for preset in presets
+    )
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A frozen protocol; see the module's text."""
+    """A frozen protocol; see the module's text.
+
+    `degradation` is a list where every photograph comes under several; `ProtocolImage.degradation` says under which.
+    """
 
     name: str
     title: str
@@ -134,7 +166,7 @@ class Protocol:
     split: str
     size: int
     seed: int
-    degradation: dict[str, Any] | None
+    degradation: Degradation
     selection: dict[str, Any]
     images: tuple[ProtocolImage, ...]
     id: str
@@ -145,11 +177,27 @@ class Protocol:
         """Ids of all pictures, in the protocol's order."""
         return [image.image_id for image in self.images]
 
-    def pipeline(self) -> DegradationPipeline | None:
-        """The protocol's degradation; None where the data set brings the LQ pictures."""
-        if self.degradation is None:
-            return None
-        return DegradationPipeline(self.degradation["name"], self.degradation["steps"], self.degradation["size"])
+    def pipeline(self, preset: str | None = None) -> DegradationPipeline | None:
+        """The protocol's degradation; None where the data set brings the LQ pictures.
+
+        Args:
+            preset: Which one, where there are several (`ProtocolImage.degradation`).
+        """
+        for own in presets_of(self.degradation):
+            if preset is None or own["name"] == preset:
+                return DegradationPipeline(own["name"], own["steps"], own["size"])
+        return None
+
+    def versions(self, image: ProtocolImage) -> list[ProtocolImage]:
+        """The pictures of the same photograph, one per degradation, in the protocol's order; the picture among them."""
+        return self._photographs[image.photograph]
+
+    @cached_property
+    def _photographs(self) -> dict[str, list[ProtocolImage]]:
+        found: dict[str, list[ProtocolImage]] = {}
+        for image in self.images:
+            found.setdefault(image.photograph, []).append(image)
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """The protocol as built-in types."""
@@ -181,7 +229,7 @@ class Protocol:
 def protocol_id(
     size: int,
     seed: int,
-    degradation: dict[str, Any] | None,
+    degradation: Degradation,
     images: tuple[ProtocolImage, ...],
     name: str,
     probe: dict[str, Any] | None = None,
@@ -221,7 +269,8 @@ class DataSettings:
         name: Name of the protocol.
         title: One line for tables.
         card: Data card.
-        degradation: `{name, steps, source}` of the preset; None where the data set brings the LQ pictures.
+        degradation: `{name, steps, source}` of the preset; None where the data set brings the LQ pictures; a list
+            of several where every photograph is to come once under each.
         split: Which identities.
         size: Side of the pictures in pixels.
         seed: Declared seed of the degradation.
@@ -239,7 +288,7 @@ class DataSettings:
     name: str
     title: str
     card: str
-    degradation: dict[str, Any] | None
+    degradation: Degradation
     split: str
     size: int
     seed: int
@@ -256,7 +305,17 @@ class DataSettings:
         return None if self.probe is None else ProbeSettings.from_dict(self.probe)
 
     def pipeline(self) -> DegradationPipeline | None:
-        """The degradation at the pictures' size; None where the data set brings the LQ pictures."""
-        if self.degradation is None:
-            return None
-        return DegradationPipeline(self.degradation["name"], self.degradation["steps"], self.size)
+        """The degradation at the pictures' size; None where the data set brings the LQ pictures.
+
+        Raises:
+            UsageError: There are several.
+        """
+        if isinstance(self.degradation, list):
+            names = ", ".join(preset["name"] for preset in self.degradation)
+            raise UsageError(f"data={self.name} has several degradations ({names}). Name one: data.degradation=heavy.")
+        pipelines = self.pipelines()
+        return pipelines[0] if pipelines else None
+
+    def pipelines(self) -> list[DegradationPipeline]:
+        """Every degradation at the pictures' size."""
+        return [DegradationPipeline(own["name"], own["steps"], self.size) for own in presets_of(self.degradation)]

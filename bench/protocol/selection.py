@@ -23,7 +23,7 @@ from bench.protocol.alignment import warp
 from bench.protocol.card import DatasetCard, load_card, natural_key
 from bench.protocol.layout import Photo, layout_of, list_photos
 from bench.protocol.probe import plant
-from bench.protocol.protocol import DataSettings, ProtocolImage, ProtocolPhoto
+from bench.protocol.protocol import DataSettings, ProtocolImage, ProtocolPhoto, under_each
 from bench.protocol.splits import hashed_order, split_identities
 from bench.registry import load_metric
 
@@ -44,7 +44,8 @@ def plan_images(settings: DataSettings, root: Path) -> tuple[ProtocolImage, ...]
     Of each identity, in natural order, the first photographs are references and the next ones are
     restored, unless the data set fixes the references of each picture, or the settings name a rule:
     `quality_pairs` takes of each identity the photograph with the best value of a no-reference metric
-    as reference and the second best as ground truth.
+    as reference and the second best as ground truth. Where the settings name several degradations, every picture comes
+    once under each.
 
     Raises:
         MissingError: No identity of the split has enough photographs, or a metric that the rule
@@ -73,13 +74,15 @@ def plan_images(settings: DataSettings, root: Path) -> tuple[ProtocolImage, ...]
         for identity in _identities(settings, card, by_identity, root)
         for image in _images(settings, identity, by_identity[identity], aligner)
     ]
-    if (probe := settings.probe_settings()) is None:
-        return tuple(images)
 
     def crop(photo: ProtocolPhoto) -> np.ndarray:
         return warp(read_image(root / photo.path), photo.matrix, settings.size)
 
-    return plant(images, probe, settings.name, settings.size, crop)
+    if (probe := settings.probe_settings()) is not None:
+        images = list(plant(images, probe, settings.name, settings.size, crop))
+    if isinstance(settings.degradation, list):
+        return under_each(images, [preset["name"] for preset in settings.degradation])
+    return tuple(images)
 
 
 def _as_degraded(photo: Photo, card: DatasetCard, root: Path, settings: DataSettings) -> Photo:

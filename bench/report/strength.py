@@ -34,17 +34,12 @@ def degradation_parameters(run_dir: Path, image_ids: Sequence[str]) -> dict[str,
 
     try:
         protocol = Protocol.from_dict(json.loads((run_dir / "protocol.json").read_text("utf-8")))
-        pipeline = protocol.pipeline()
-        if pipeline is None:
-            return {}
-        seeds = ProtocolPictures(protocol, Path())
+        pictures = ProtocolPictures(protocol, Path())
         of = {image.image_id: image for image in protocol.images}
-        known = [image_id for image_id in image_ids if image_id in of]
-        size = (protocol.size, protocol.size)
-        drawn = pipeline.sample([seeds.degradation_seed(of[image_id]) for image_id in known], size)
+        drawn = {image_id: pictures.theta(of[image_id]) for image_id in image_ids if image_id in of}
     except (BenchError, OSError, ValueError, KeyError, TypeError):
         return {}
-    records = {image_id: _numbers(theta["steps"]) for image_id, theta in zip(known, drawn, strict=True)}
+    records = {image_id: _numbers(theta["steps"]) for image_id, theta in drawn.items() if theta is not None}
     names = dict.fromkeys(name for record in records.values() for name in record)
     found = {name: [records.get(image_id, {}).get(name) for image_id in image_ids] for name in names}
     differing = {name: values for name, values in found.items() if len({v for v in values if v is not None}) > 1}

@@ -18,7 +18,7 @@ from bench.config import compose, group_choices
 from bench.paths import resource_root
 from bench.protocol.card import CONTENTS, LAYOUTS, SPLITS, DatasetCard, card_names, load_card
 from bench.protocol.layout import PAIRED_FOLDERS, list_photos
-from bench.protocol.protocol import DataSettings
+from bench.protocol.protocol import DataSettings, presets_of
 from bench.protocol.selection import RULES as SELECTION_RULES
 from bench.protocol.splits import RULES as SPLIT_RULES
 from bench.protocol.splits import split_identities
@@ -180,7 +180,9 @@ def test_configuration_is_complete(path: Path) -> None:
     assert isinstance(content["title"], str)
     assert content["title"].strip()
     card = load_card(content["card"])
-    assert content["degradation"] is None or content["degradation"] in group_choices("degradation")
+    given = content["degradation"]
+    presets = given if isinstance(given, list) else [given]
+    assert given is None or set(presets) <= set(group_choices("degradation"))
     assert content["split"] in SPLITS
     assert _whole(content["size"], 16)
     assert _whole(content["seed"])
@@ -222,9 +224,10 @@ def test_configuration_composes(path: Path) -> None:
     written = _read(path)
     assert settings.card == written["card"]
     assert settings.references == written["references"]
-    preset = None if settings.degradation is None else settings.degradation["name"]
-    assert preset == written["degradation"]
-    assert settings.pipeline() is None or settings.size >= 16
+    presets = [preset["name"] for preset in presets_of(settings.degradation)]
+    given = written["degradation"]
+    assert presets == (given if isinstance(given, list) else [given] if given else [])
+    assert not settings.pipelines() or settings.size >= 16
 
 
 def test_a_folder_takes_a_preset_on_the_command_line() -> None:
