@@ -27,6 +27,7 @@ from bench.leaderboard.submission import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from bench.metrics.metric import Metric
@@ -162,13 +163,16 @@ def _scores(
     from bench.progress import Progress
     from bench.runs.score import score_pictures
 
+    def restored(image_id: str) -> np.ndarray:
+        return read_image(submission.restored / f"{image_id}.png")
+
     _pin_threads()
     images = {image.image_id: image for image in pictures.protocol.images}
     progress = Progress("scored", len(names))
     found = []
     for name in names:
-        restored = read_image(submission.restored / f"{name}.png")
-        found.append((name, dict(score_pictures(pictures, [images[name]], [restored], metrics)[0])))
+        scores = score_pictures(pictures, [images[name]], [restored(name)], metrics, restored)
+        found.append((name, dict(scores[0])))
         progress.advance(1)
     return found
 

@@ -11,6 +11,8 @@ from bench.leaderboard.claim_marks import FIELD, claim_text
 from bench.leaderboard.papers import published_on
 from bench.leaderboard.published import PublishedPaper, PublishedRow, citation_keys
 from bench.leaderboard.ranking import COPY, INPUT, Board, Column, build_board, was_recomputed
+from bench.metrics.consistency import METRICS as CONSISTENCY_METRICS
+from bench.metrics.consistency import NOT_ALONE
 from bench.metrics.noise_check import bettered_by_noise, noise_effects
 from bench.metrics.set_metric import FID_SMALLEST
 from bench.report.terminal import number
@@ -281,6 +283,8 @@ def _footnotes(
                 f"IPS says how near a row is to the reference, not to the person's photograph: read it beside ID and "
                 f"the row `{COPY}`, which shows what copying scores.{beside}",
             )
+        if column.name in CONSISTENCY_METRICS:
+            add(column.name, NOT_ALONE)
         groups = board.groups.get(column.name)
         if groups and groups.comparisons and not groups.can_separate:
             add(

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NO_FACE = "no face detected"
-_JUDGE_LICENCE = "BSL-1.0 (dlib); CC0-1.0 (weights)"
-_TRUTH_POINTS = "crops by the ground truth's landmarks"
+JUDGE_LICENCE = "BSL-1.0 (dlib); CC0-1.0 (weights)"
+TRUTH_POINTS = "crops by the ground truth's landmarks"
 
 
 class _Judged(Metric):
     higher_is_better: ClassVar[bool | None] = True
     limits: ClassVar[tuple[float | None, float | None]] = (-1.0, 1.0)
-    licence: ClassVar[str] = _JUDGE_LICENCE
+    licence: ClassVar[str] = JUDGE_LICENCE
     weights: ClassVar[tuple[str, ...]] = ("dlib_resnet",)
     cost: ClassVar[Cost] = "medium"
 
@@ -50,7 +50,7 @@ class Identity(_Judged):
         """Identity string."""
         from bench.faces.dlib_judge import judge_identity
 
-        return f"id@{judge_identity()}@cosine with the ground truth, {_TRUTH_POINTS}"
+        return f"id@{judge_identity()}@cosine with the ground truth, {TRUTH_POINTS}"
 
     def score(self, batch: ScoringBatch) -> list[Score]:
         """Cosine in [-1, 1]; 1 for the ground truth itself."""
@@ -72,7 +72,7 @@ class IdentityWithReferences(_Judged):
         """Identity string."""
         from bench.faces.dlib_judge import judge_identity
 
-        return f"ips@{judge_identity()}@mean cosine with the references, {_TRUTH_POINTS} and the references' own"
+        return f"ips@{judge_identity()}@mean cosine with the references, {TRUTH_POINTS} and the references' own"
 
     def score(self, batch: ScoringBatch) -> list[Score]:
         """Mean cosine in [-1, 1]."""
@@ -86,7 +86,7 @@ class IdentityDetected(_Judged):
 
     name = "id_detected"
     title = "ID (own detection)"
-    licence = f"{_JUDGE_LICENCE}; MIT (YuNet)"
+    licence = f"{JUDGE_LICENCE}; MIT (YuNet)"
     weights = ("dlib_resnet", "yunet")
     needs = ("truth", "landmarks")
 
@@ -158,7 +158,7 @@ class IdentitySFace(_SFace):
     @property
     def identity(self) -> str:
         """Identity string."""
-        return f"id_sface@{self.recogniser}, {_TRUTH_POINTS}@cosine with the ground truth"
+        return f"id_sface@{self.recogniser}, {TRUTH_POINTS}@cosine with the ground truth"
 
     def score(self, batch: ScoringBatch) -> list[Score]:
         """Cosine in [-1, 1]."""
@@ -180,7 +180,7 @@ class ReferencesSFace(_SFace):
     @property
     def identity(self) -> str:
         """Identity string."""
-        return f"ips_sface@{self.recogniser}, {_TRUTH_POINTS} and the references' own@mean cosine with the references"
+        return f"ips_sface@{self.recogniser}, {TRUTH_POINTS} and the references' own@mean cosine with the references"
 
     def score(self, batch: ScoringBatch) -> list[Score]:
         """Mean cosine in [-1, 1]."""

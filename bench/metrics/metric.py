@@ -41,6 +41,9 @@ class ScoringBatch:
         reference_landmarks: For each picture an (R, 5, 2) array of the references' points, or None.
         valid: (B, H, W) bool, False where the aligned crop reaches beyond the photograph.
         marks: For each picture the marks a probe planted on its photographs, or None.
+        restorations: For each picture what was restored from each degradation of its photograph, (H, W, 3) uint8 RGB
+            each, in the protocol's order and the picture among them; or why one of them is missing. None where every
+            photograph comes once.
         device: Torch device of the tensors below. Each is made and uploaded once, whatever the number of metrics.
     """
 
@@ -52,6 +55,7 @@ class ScoringBatch:
     reference_landmarks: Sequence[np.ndarray] | None
     valid: np.ndarray
     marks: Sequence[PictureMarks | None] | None = None
+    restorations: Sequence[Sequence[np.ndarray] | str] | None = None
     device: str = "cpu"
     _shared: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -72,6 +76,7 @@ class ScoringBatch:
             reference_landmarks=None if self.reference_landmarks is None else self.reference_landmarks[own],
             valid=self.valid[own],
             marks=None if self.marks is None else self.marks[own],
+            restorations=None if self.restorations is None else self.restorations[own],
         )
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:

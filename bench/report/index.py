@@ -18,7 +18,10 @@ from bench.report.terminal import number
 from bench.scores.summary import read_summary
 from bench.tracking.sweep import finished_sweeps, read_sweep, sweep_reports
 
-KEY_METRICS = ("id", "ips", "lmd_capped", "psnr_y", "ssim_y", "haarpsi", "lpips_alex", "mark_recall", "mark_false_copy")
+KEY_METRICS = (
+    "id", "ips", "lmd_capped", "psnr_y", "ssim_y", "haarpsi", "lpips_alex", "mark_recall", "mark_false_copy",
+    "id_spread", "id_change", "picture_spread",
+)  # fmt: skip
 FEWEST_METRICS = 4
 
 

@@ -22,6 +22,7 @@ from bench.report.content import (
 from bench.report.data import embedded, page_data
 from bench.report.pictures import Pictures
 from bench.report.tables import (
+    has_consistency,
     has_planted_marks,
     identities,
     missing_table,
@@ -77,6 +78,7 @@ def write_report(
         absent=without_values(runs) if len(runs) > 1 else [],
         tested=len(runs) > 1 and any(run.summary["method"] == "input" for run in runs),
         marks=has_planted_marks(runs),
+        consistency=has_consistency(runs),
         facts=[(run, _facts(run)) for run in runs],
         identities=identities(runs),
         pictures_missing=pictures_missing and told(pictures_missing),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bench.metrics.consistency import METRICS as CONSISTENCY_METRICS
 from bench.report.content import INPUT, Run, all_metrics, brief, heading, metric_rows, missing_values, told
 from bench.report.terminal import number
 
@@ -160,6 +161,11 @@ def identities(runs: Sequence[Run]) -> list[tuple[str, str]]:
             if (pair := (heading(metric), metric["identity"])) not in found:
                 found.append(pair)
     return found
+
+
+def has_consistency(runs: Sequence[Run]) -> bool:
+    """Whether each photograph was restored from several degradations, so that the restorations can be compared."""
+    return any(metric in all_metrics(runs) for metric in CONSISTENCY_METRICS)
 
 
 def has_planted_marks(runs: Sequence[Run]) -> bool:

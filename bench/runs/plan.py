@@ -15,6 +15,7 @@ from bench.config import group_choices, method_settings
 from bench.errors import MissingError, UsageError, unknown_name
 from bench.files import sha256_bytes, sha256_file, write_json, write_text
 from bench.method import RestorationMethod
+from bench.metrics.consistency import METRICS as CONSISTENCY_METRICS
 from bench.paths import runs_root
 from bench.protocol.card import data_root, load_card
 from bench.protocol.freeze import load_protocol, require_images
@@ -162,9 +163,13 @@ def _without_hub(value: Any) -> Any:
 
 
 def metric_names(config: dict[str, Any]) -> list[str]:
-    """The metrics of a run: those of the configuration, and a probe's own."""
+    """The metrics of a run: those of the configuration, a probe's own, and those of several degradations."""
     names = list(config["metrics"]["names"])
-    return names if config["data"].get("probe") is None else list(dict.fromkeys([*names, *PROBE_METRICS]))
+    if config["data"].get("probe") is not None:
+        names += PROBE_METRICS
+    if isinstance(config["data"]["degradation"], list):
+        names += CONSISTENCY_METRICS
+    return list(dict.fromkeys(names))
 
 
 def plan(config: dict[str, Any]) -> RunPlan:

@@ -8,6 +8,8 @@ import warnings
 import numpy as np
 import pytest
 
+from bench.metrics.consistency import METRICS as CONSISTENCY_METRICS
+from bench.metrics.consistency import ONE_DEGRADATION
 from bench.metrics.metric import Score, ScoringBatch
 from bench.metrics.planted_detail import NO_PROBE
 from bench.protocol.probe import METRICS as PROBE_METRICS
@@ -45,6 +47,7 @@ def batch_of(restored: list[np.ndarray]) -> ScoringBatch:
         landmarks=np.stack([POINTS] * count),
         reference_landmarks=[np.stack([POINTS, POINTS])] * count,
         valid=valid,
+        restorations=[[restored[index], face(index + 5), face(index)] for index in range(count)],
     )
 
 
@@ -110,6 +113,7 @@ def test_order_changes_nothing(name: str) -> None:
         landmarks=batch.landmarks[::-1].copy() if batch.landmarks is not None else None,
         reference_landmarks=batch.reference_landmarks,
         valid=batch.valid,
+        restorations=None if batch.restorations is None else batch.restorations[::-1],
     )
     straight, reverse = metric.score_batch(batch), metric.score_batch(turned)[::-1]
     assert [s.reason for s in straight] == [s.reason for s in reverse]
@@ -143,6 +147,7 @@ def test_black_white_and_tiny_pictures_never_raise(name: str, size: int) -> None
             landmarks=np.stack([POINTS * size / SIZE] * 3),
             reference_landmarks=[POINTS[None] * size / SIZE] * 3,
             valid=np.ones(restored.shape[:3], dtype=bool),
+            restorations=[list(restored)] * 3,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
@@ -165,8 +170,9 @@ def test_what_is_missing_is_said(name: str) -> None:
     if metric.needs and metric.unavailable() is None:
         words = {"truth": "a ground truth", "references": "references", "landmarks": "landmarks"}
         wanted = f"needs {' and '.join(words[need] for need in metric.needs)}"
-        # Pictures without a probe lack the marks first of all.
-        assert scores == [Score(None, NO_PROBE if name in PROBE_METRICS else wanted)]
+        # Pictures without a probe lack the marks first of all, and those of one degradation the others.
+        first = dict.fromkeys(PROBE_METRICS, NO_PROBE) | dict.fromkeys(CONSISTENCY_METRICS, ONE_DEGRADATION)
+        assert scores == [Score(None, first.get(name, wanted))]
 
 
 @every_metric

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,15 @@ def test_ips_sface_is_the_mean_of_onnxruntimes_cosines() -> None:
     own = sface(restored, points)
     expected = np.mean([cosine(own, sface(reference, points_of(reference))) for reference in references])
     assert value("ips_sface", batch_of(restored, truth, points, references)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_spreads_over_degradations_are_scipys_on_dlibs_descriptors() -> None:
+    distance, stats = pytest.importorskip("scipy.spatial.distance"), pytest.importorskip("scipy.stats")
+    truth = astronaut(SIZE)
+    points = points_of(truth)
+    restored = [truth, blurred(truth, 1.5), blurred(truth, 3.0), turned(truth, 5.0)]
+    batch = replace(batch_of(restored[1], truth, points), restorations=[restored])
+    own = np.stack([described(chip_of(picture, points)) for picture in restored])
+    cosines = [cosine(one, own[0]) for one in own]
+    assert value("id_spread", batch) == pytest.approx(stats.moment(cosines, order=2) ** 0.5, abs=1e-9)
+    assert value("id_change", batch) == pytest.approx(distance.pdist(own, "cosine").mean(), abs=1e-9)
