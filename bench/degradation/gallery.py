@@ -300,7 +300,7 @@ def _write_strip(name: str) -> None:
     from PIL import Image
 
     picture = Image.fromarray(strip(name))
-    for quality in range(85, 40, -5):
+    for quality in range(85, 10, -5):
         buffer = io.BytesIO()
         picture.save(buffer, format="JPEG", quality=quality, optimize=True)
         if len(buffer.getvalue()) <= LARGEST_STRIP:
