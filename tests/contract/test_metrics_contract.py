@@ -47,7 +47,7 @@ def batch_of(restored: list[np.ndarray]) -> ScoringBatch:
         landmarks=np.stack([POINTS] * count),
         reference_landmarks=[np.stack([POINTS, POINTS])] * count,
         valid=valid,
-        restorations=[[restored[index], face(index + 5), face(index)] for index in range(count)],
+        restorations=[[restored[index], face(index), face(index)] for index in range(count)],
     )
 
 
