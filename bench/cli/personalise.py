@@ -18,8 +18,8 @@ goes on where it stopped."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.usage = (
-        "bench personalise method=NAME --reference FILE [FILE ...] -o FILE [--aligned] [--seed N] [key=value ...]\n"
-        "                         [--json]"
+        "bench personalise method=NAME --reference FILE [FILE ...] -o FILE [--aligned] [--class-word WORD]\n"
+        "                         [--seed N] [key=value ...] [--json]"
     )
     parser.add_argument(
         "--reference", nargs="+", action="extend", required=True, metavar="FILE", help="photographs of the person"
@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, required=True, metavar="FILE", help="where to write it, FILE.safetensors"
     )
     parser.add_argument("--aligned", action="store_true", help="references are aligned square pictures of the face")
+    parser.add_argument(
+        "--class-word", default="person", metavar="WORD", help="man, woman, ...: read by methods that are told by text"
+    )
     parser.add_argument("--seed", type=int, help="seed of the learning (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(takes_overrides=True)
@@ -47,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from bench.runs.quiet import quiet_lightning
 
     quiet_lightning()
-    result = personalise(config, references, arguments.output.expanduser(), arguments.aligned)
+    result = personalise(config, references, arguments.output.expanduser(), arguments.aligned, arguments.class_word)
     if arguments.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
         return 0

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "bench restore PICTURE|FOLDER|PATTERN [...] --method NAME [--reference FILE [FILE ...] | --personal FILE]\n"
         "                     -o OUT [--faces all|largest|matching] [--background NAME] [--scale N] [--aligned]\n"
-        "                     [--seed N] [key=value ...] [--json]"
+        "                     [--class-word WORD] [--seed N] [key=value ...] [--json]"
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="photographs, folders of them, or patterns")
     parser.add_argument("--method", metavar="NAME", help="the method; method=NAME is the same")
@@ -69,6 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale", type=float, default=1.0, metavar="N", help="enlarge the photographs N times, bicubically at first"
     )
     parser.add_argument("--aligned", action="store_true", help="pictures and references are aligned faces already")
+    parser.add_argument(
+        "--class-word",
+        default="person",
+        metavar="WORD",
+        help="man, woman, ...: of a person who is learnt by a method that is told by text",
+    )
     parser.add_argument("--seed", type=int, help="seed of the restoration (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(takes_overrides=True)
@@ -104,11 +110,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.aligned:
         from bench.runs.own_person import restore_own
 
-        result = restore_own(config, pictures, output, personal, references, arguments.scale)
+        result = restore_own(config, pictures, output, personal, references, arguments.scale, arguments.class_word)
     else:
         from bench.runs.own_photographs import Wish, restore_photographs
 
-        wish = Wish(arguments.faces, arguments.scale, background)
+        wish = Wish(arguments.faces, arguments.scale, background, arguments.class_word)
         result = restore_photographs(config, pictures, output, personal, references, wish)
     if arguments.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))

@@ -76,7 +76,9 @@ def _listed_methods() -> str:
     return ", ".join(personalising_methods()) or "none here"
 
 
-def learn_person(method: RestorationMethod, workplace: Workplace, pictures: Tensor, seed: int) -> Learnt:
+def learn_person(
+    method: RestorationMethod, workplace: Workplace, pictures: Tensor, seed: int, class_word: str = "person"
+) -> Learnt:
     """Learns a person, or finds what an earlier call with the same references, seed and settings learnt.
 
     Args:
@@ -84,6 +86,7 @@ def learn_person(method: RestorationMethod, workplace: Workplace, pictures: Tens
         workplace: Where it runs.
         pictures: References, (R, 3, H, W) at the method's native size.
         seed: Of the run.
+        class_word: What the person is called.
 
     Raises:
         BenchError: Nothing can be learnt from these references, or with these settings or this device.
@@ -91,7 +94,7 @@ def learn_person(method: RestorationMethod, workplace: Workplace, pictures: Tens
     if len(pictures) == 1:
         say("one reference only: that works, but methods that learn a person are made for 3 to 5.")
     method.to(workplace.device)
-    source = PersonalSource(pictures, seed)
+    source = PersonalSource(pictures, seed, class_word)
     key = source.key(method, workplace.precision_name)
     progress = Progress("learning the person: iterations", method.personal_iterations())
 
@@ -112,7 +115,11 @@ def learn_person(method: RestorationMethod, workplace: Workplace, pictures: Tens
 
 
 def personalise(
-    config: dict[str, Any], references: Sequence[Path], output: Path, aligned: bool = False
+    config: dict[str, Any],
+    references: Sequence[Path],
+    output: Path,
+    aligned: bool = False,
+    class_word: str = "person",
 ) -> dict[str, Any]:
     """Learns a person and writes the state to a file.
 
@@ -121,6 +128,7 @@ def personalise(
         references: Photographs of the person.
         output: The file, which must end in .safetensors.
         aligned: Whether the references are aligned square pictures of the face, which are taken as they are.
+        class_word: What the person is called, such as "man"; methods that are told by text read it.
 
     Returns:
         `method`, `key`, `base`, `references`, `seed`, `known` (whether nothing had to be learnt), `iterations` and
@@ -144,7 +152,7 @@ def personalise(
     require_personalising(method, why)
     pictures = _checked(read, references, method) if aligned else crops_of(method, photographs)
     _require_writable(output)
-    learnt = learn_person(method, workplace, pictures, int(config["seed"]))
+    learnt = learn_person(method, workplace, pictures, int(config["seed"]), class_word)
     write_state(output, learnt.state)
     return {
         "method": method.label,
@@ -167,6 +175,7 @@ def restore_own(
     personal: Path | None = None,
     references: Sequence[Path] = (),
     scale: float = 1.0,
+    class_word: str = "person",
 ) -> dict[str, Any]:
     """Restores aligned pictures with whatever the method needs of the person on them.
 
@@ -177,6 +186,7 @@ def restore_own(
         personal: A state that `personalise` wrote, for a method that learns persons.
         references: Pictures of the person, for a method that reads or learns them.
         scale: How much the pictures are enlarged first, bicubically.
+        class_word: What a person who is learnt is called.
 
     Returns:
         `method`, `method_revision`, `seed`, `person` (key of the state, or None), `pictures` (see
@@ -203,7 +213,7 @@ def restore_own(
     shown: Sequence[Tensor] = []
     seed = int(config["seed"])
     if method.personalises:
-        state = state or _learnt_here(method, workplace, read, references, seed)
+        state = state or _learnt_here(method, workplace, read, references, seed, class_word)
         method.persons = {task.name: state for task in tasks}
     elif method.spec.references == "none":
         if read:
@@ -226,7 +236,12 @@ def restore_own(
 
 
 def _learnt_here(
-    method: RestorationMethod, workplace: Workplace, read: Sequence[Tensor], paths: Sequence[Path], seed: int
+    method: RestorationMethod,
+    workplace: Workplace,
+    read: Sequence[Tensor],
+    paths: Sequence[Path],
+    seed: int,
+    class_word: str,
 ) -> PersonalState:
     if not paths:
         raise UsageError(
@@ -234,7 +249,7 @@ def _learnt_here(
             f"or --personal FILE, made with: bench personalise method={method.spec.name} --reference FILE ... -o FILE"
         )
     pictures = _checked(read, paths, method)
-    return learn_person(method, workplace, pictures, seed).state
+    return learn_person(method, workplace, pictures, seed, class_word).state
 
 
 def _checked(read: Sequence[Tensor], paths: Sequence[Path], method: RestorationMethod) -> Tensor:

@@ -54,11 +54,13 @@ class Wish:
         faces: Whom to restore: `all`, `largest`, `matching`, or None for what suits the method and what it is given.
         scale: How much the photographs are enlarged.
         background: The composed configuration of the method that restores the rest of a photograph, or None.
+        class_word: What a person who is learnt is called.
     """
 
     faces: str | None = None
     scale: float = 1.0
     background: dict[str, Any] | None = None
+    class_word: str = "person"
 
 
 @dataclass
@@ -132,7 +134,7 @@ def restore_photographs(
     if shown:
         person.references = shown
         person.embeddings = torch.stack([reference.embedding for reference in shown])
-    _meet(method, workplace, person, seed)
+    _meet(method, workplace, person, seed, wish.class_word)
     shown_page = Page(method.label, method.training_faces.caution, background.label if background is not None else "")
     run = _Run(method, background, workplace, person, faces, wish.scale, seed, shown_page)
     result = run.restore_all(tasks)
@@ -182,7 +184,7 @@ def _whose_faces(method: RestorationMethod, wished: str | None, references: bool
     return "matching" if references else "largest" if state else "all"
 
 
-def _meet(method: RestorationMethod, workplace: Workplace, person: _Person, seed: int) -> None:
+def _meet(method: RestorationMethod, workplace: Workplace, person: _Person, seed: int, class_word: str) -> None:
     """Brings the references into the method's form, and learns the person where it learns persons.
 
     Raises:
@@ -192,7 +194,7 @@ def _meet(method: RestorationMethod, workplace: Workplace, person: _Person, seed
     if person.references and needs and person.state is None:
         crops = crops_of(method, person.references)
         if method.personalises:
-            person.state = learn_person(method, workplace, crops, seed).state
+            person.state = learn_person(method, workplace, crops, seed, class_word).state
         else:
             person.crops = crops
     elif person.references and not needs:

@@ -221,7 +221,7 @@ class DualPivot(LatentDiffusionMethod):
         return cast(DualPivotNetwork, self.trained_network)
 
     def generic_samples(self) -> dict[str, Tensor]:
-        """Generic faces for the model pivot, by name as `encoded` makes them; the same for every person.
+        """Faces of other people, by name as `encoded` makes them; the same for every person.
 
         Raises:
             MissingError: Their data set is not here.
@@ -229,9 +229,8 @@ class DualPivot(LatentDiffusionMethod):
         if "generic" not in self.frozen:
             from methods.blocks.latent_samples import LatentSamples
 
-            own = self.settings["personalisation"]["model"]
             pairs = generic_pairs(self.settings, cast(int, self.native_size))
-            count = int(own["samples"]) or int(own["iterations"]) * int(own["batch_size"])
+            count = int(self.settings["personalisation"]["generic_samples"])
             with torch.inference_mode(False):
                 identity = super().sample_identity() | {"cleaner": self.cleaner_digest, "kind": "generic faces"}
                 self.frozen["generic"] = LatentSamples(pairs, self._latents, identity, count).tensors

@@ -191,30 +191,25 @@ class PersonalTuning:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, name, "iteration", number) % 2**63)
         if name == "model":
             return self._model_loss(number, generator)
-        if self.own["where"] == "in_context":
-            latent, hint = self._personal(number, with_hint=True)
-            return self._error(self._noised(latent, generator), self.text, hint)
-        latent, _ = self._personal(number, with_hint=False)
-        loss = self._error(self._noised(latent, generator), self.text, None)
+        in_context = self.own["where"] == "in_context"
+        latent, hint = self._personal(number, with_hint=in_context)
+        loss = self._error(self._noised(latent, generator), self.text, hint)
         if weight := float(self.own["prior"]):
-            chosen = torch.randint(len(self.class_latents), (len(latent),), generator=generator)
-            kept = self.class_latents[chosen].to(latent)
-            text = self.method.text(1, class_prompt(self.class_word))
-            loss = loss + weight * self._error(self._noised(kept, generator), text, None)
+            kept, kept_hint = self._generic(number) if in_context else (self._of_class(len(latent), generator), None)
+            loss = loss + weight * self._error(self._noised(kept, generator), self._class_text, kept_hint)
         return loss
 
     def _model_loss(self, number: int, generator: torch.Generator) -> Tensor:
         if self.own["faces"] == "personal":
             latent, hint = self._personal(number, with_hint=True)
         else:
-            samples = self.method.generic_samples()
-            rows = self._rows(number, len(samples["latent"]))
-            latent, hint = (samples[key][rows].float().to(self.pictures.device) for key in ("latent", "hint"))
-        # Of generic faces nobody knows a class: that of the person stands for it.
-        text = {"personal": self.text, "class": None, "none": self.method.text(1, "")}[self.own["text"]]
-        if text is None:
-            text = self.method.text(1, class_prompt(self.class_word))
+            latent, hint = self._generic(number)
+        text = {"personal": self.text, "class": self._class_text, "none": self.method.text(1, "")}[self.own["text"]]
         return self._error(self._noised(latent, generator), text, hint)
+
+    @property
+    def _class_text(self) -> Tensor:
+        return self.method.text(1, class_prompt(self.class_word))
 
     def _error(self, noised: NoisyLatents, text: Tensor, hint: Tensor | None) -> Tensor:
         count = len(noised.latent)
@@ -251,6 +246,18 @@ class PersonalTuning:
         rows = self._rows(number, again) if again else torch.arange(number * size, (number + 1) * size)
         latent, hint = self._samples[self.pivot.name].latents(rows)
         return latent, hint if with_hint else None
+
+    def _generic(self, number: int) -> tuple[Tensor, Tensor]:
+        """Latents of other people's faces, and of their cleaned LQ pictures."""
+        samples = self.method.generic_samples()
+        rows = self._rows(number, len(samples["latent"]))
+        latent, hint = (samples[key][rows].float().to(self.pictures.device) for key in ("latent", "hint"))
+        return latent, hint
+
+    def _of_class(self, count: int, generator: torch.Generator) -> Tensor:
+        """Latents of pictures of the class."""
+        chosen = torch.randint(len(self.class_latents), (count,), generator=generator)
+        return self.class_latents[chosen].to(self.pictures.device)
 
     @property
     def class_latents(self) -> Tensor:

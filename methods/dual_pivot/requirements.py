@@ -19,18 +19,23 @@ from methods.dual_pivot.prompts import personal_prompt
 if TYPE_CHECKING:
     from bench.data.training import TrainingPairs
 
+#: Generic faces that are degraded and encoded in one call.
+TOGETHER = 8
+
 
 def generic_data(settings: Mapping[str, Any]) -> DataSettings:
     """The data configuration of the generic faces, degraded as the personal ones are."""
     own = settings["personalisation"]
-    found = DataSettings(**read_preset("data", own["model"]["generic_data"]))
+    found = DataSettings(**read_preset("data", own["generic_data"]))
     return replace(found, degradation=read_preset("degradation", own["degradation"]))
 
 
 def uses_generic_faces(settings: Mapping[str, Any]) -> bool:
-    """Whether the model pivot is tuned on faces of other people."""
+    """Whether a person is tuned with faces of other people beside theirs."""
     own = settings["personalisation"]
-    return bool(own["tunes"] == "both" and own["model"]["faces"] == "generic")
+    in_model = own["tunes"] == "both" and own["model"]["faces"] == "generic"
+    in_textual = own["tunes"] != "nothing" and own["textual"]["where"] == "in_context" and own["textual"]["prior"]
+    return bool(in_model or in_textual)
 
 
 def generic_pairs(settings: Mapping[str, Any], size: int) -> TrainingPairs:
@@ -46,8 +51,7 @@ def generic_pairs(settings: Mapping[str, Any], size: int) -> TrainingPairs:
     from bench.data.training import TrainingPairs, TrainingSettings
 
     plain = dict.fromkeys(("deformation", "rotation", "zoom", "shift", "tone", "light"), 0)
-    batch = int(settings["personalisation"]["model"]["batch_size"])
-    drawn = TrainingSettings(batch_size=batch, references=0, seed=0, size=size, augmentation=plain)
+    drawn = TrainingSettings(batch_size=TOGETHER, references=0, seed=0, size=size, augmentation=plain)
     return TrainingPairs(generic_data(settings), drawn)
 
 
@@ -63,6 +67,9 @@ def absent_parts(settings: Mapping[str, Any]) -> dict[str, str]:
         try:
             data_root(load_card(data.card), data.root)
         except MissingError as error:
-            advice = "Tune on the person's own faces instead: method.personalisation.model.faces=personal"
+            advice = (
+                "Tune as the released code does, with the person's own faces alone: "
+                "method.personalisation.textual.where=out_of_context method.personalisation.model.faces=personal"
+            )
             found["generic faces"] = f"{error}\n{advice}"
     return found

@@ -55,6 +55,7 @@ def _require_tuning(own: Mapping[str, Any]) -> None:
         for key, least in (("iterations", 1), ("batch_size", 1), ("accumulate", 1), ("samples", 0)):
             require_number(f"personalisation.{pivot}.{key}", own[pivot][key], least, whole=True)
         require_number(f"personalisation.{pivot}.learning_rate", own[pivot]["learning_rate"], 0)
+    require_number("personalisation.generic_samples", own["generic_samples"], 1, whole=True)
     require_number("personalisation.textual.prior", own["textual"]["prior"], 0)
     require_number("personalisation.textual.class_pictures", own["textual"]["class_pictures"], 1, whole=True)
     if own["model"]["tensors"] is not None:

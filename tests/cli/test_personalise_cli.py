@@ -169,7 +169,7 @@ def test_settings_that_learn_nothing_are_refused(
     words = [*few(weights), "method.personalisation.tunes=nothing"]
     assert main(["personalise", *words, "--reference", *three, "-o", str(tmp_path / "a.safetensors")]) == 2
     error = capsys.readouterr().err
-    assert "pfstorer+base@demo learns nothing" in error and "Methods that do: pfstorer" in error
+    assert "pfstorer+base@demo learns nothing" in error and "Methods that do: dual_pivot, pfstorer" in error
     words = [*few(weights), "trainer=ddp_cpu"]
     assert main(["personalise", *words, "--reference", *three, "-o", str(tmp_path / "a.safetensors")]) == 2
     assert "One process" in capsys.readouterr().err

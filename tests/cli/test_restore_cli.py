@@ -163,7 +163,7 @@ def test_methods_take_what_they_need_and_no_more(
         assert main(["restore", face, *words, "--personal", personal, "-o", out]) == 2
         error = capsys.readouterr().err
         assert "learns nothing of a person" in error and "leave out --personal" in error
-        assert "Methods that do: pfstorer" in error
+        assert "Methods that do: dual_pivot, pfstorer" in error
     assert not Path(out).exists()
     assert main(["restore", face, "--method", "input", "--reference", *anna, "-o", out]) == 0
     assert "reads no reference" in capsys.readouterr().err

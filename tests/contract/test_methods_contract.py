@@ -34,6 +34,7 @@ FEW_STEPS = {
     "dual_pivot": [
         *("method.personalisation.textual.iterations=2", "method.personalisation.textual.samples=4"),
         *("method.personalisation.model.iterations=2", "method.personalisation.model.samples=8"),
+        "method.personalisation.generic_samples=8",
     ],
 }
 

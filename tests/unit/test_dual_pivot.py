@@ -31,6 +31,7 @@ SHORT = [
     "method.personalisation.model.iterations=2",
     "method.personalisation.model.batch_size=2",
     "method.personalisation.model.samples=4",
+    "method.personalisation.generic_samples=8",
 ]
 
 
@@ -127,7 +128,7 @@ def test_a_stopped_tuning_ends_with_the_same_bits(stop: int, references: Tensor)
 
 
 def test_in_context_loss_is_that_of_the_restoration_model(references: Tensor) -> None:
-    method = built()
+    method = built("method.personalisation.textual.prior=0")
     tuning = method.personal_tuning(references, 5, "man")
     loss = tuning.loss(0)
     latent, hint = tuning._personal(0, with_hint=True)
@@ -141,8 +142,9 @@ def test_in_context_loss_is_that_of_the_restoration_model(references: Tensor) ->
     torch.testing.assert_close(loss, F.mse_loss(predicted, noised.target))
 
 
-def test_prior_preservation_adds_the_class_without_any_picture(references: Tensor) -> None:
-    word = "method.personalisation.textual.where=out_of_context"
+@pytest.mark.parametrize("where", ["in_context", "out_of_context"])
+def test_prior_preservation_adds_the_loss_of_others_by_its_weight(where: str, references: Tensor) -> None:
+    word = f"method.personalisation.textual.where={where}"
     weighed = {
         weight: float(
             built(word, f"method.personalisation.textual.prior={weight}").personal_tuning(references, 5, "man").loss(0)
