@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from bench.errors import UsageError
 from bench.personal_state import UnfinishedError
 from bench.seeds import derive_seed
 from methods.blocks.diffusion_objective import NoisyLatents, add_noise
+from methods.blocks.learning_rate import learning_rate
 from methods.blocks.personal_samples import PersonalSamples
 from methods.blocks.sampling import ModelCall, Sampler, sampling_preset
 from methods.dual_pivot.network import DualPivotNetwork
@@ -42,6 +43,21 @@ class Pivot:
 
     name: str
     parameters: dict[str, torch.nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the denoiser is told of some latents.
+
+    Attributes:
+        noised: The latents with noise.
+        text: Tokens of their text, (1, T, width).
+        hint: Latents of their cleaned LQ pictures; None leaves the ControlNet out.
+    """
+
+    noised: NoisyLatents
+    text: Tensor
+    hint: Tensor | None
 
 
 class PersonalTuning:
@@ -165,6 +181,13 @@ class PersonalTuning:
         if self.iteration == int(self.own["iterations"]):
             self.position, self.iteration = self.position + 1, 0
             self._begin()
+        rate = learning_rate(
+            {**self.options["schedule"], "learning_rate": self.own["learning_rate"]},
+            self.iteration,
+            int(self.own["iterations"]),
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
         parts = int(self.own["accumulate"])
         total = torch.zeros((), device=self.pictures.device)
@@ -193,11 +216,13 @@ class PersonalTuning:
             return self._model_loss(number, generator)
         in_context = self.own["where"] == "in_context"
         latent, hint = self._personal(number, with_hint=in_context)
-        loss = self._error(self._noised(latent, generator), self.text, hint)
-        if weight := float(self.own["prior"]):
+        told = [Told(self._noised(latent, generator), self.text, hint)]
+        weight = float(self.own["prior"])
+        if weight:
             kept, kept_hint = self._generic(number) if in_context else (self._of_class(len(latent), generator), None)
-            loss = loss + weight * self._error(self._noised(kept, generator), self._class_text, kept_hint)
-        return loss
+            told.append(Told(self._noised(kept, generator), self._class_text, kept_hint))
+        errors = self._errors(told)
+        return errors[0] + weight * errors[1] if weight else errors[0]
 
     def _model_loss(self, number: int, generator: torch.Generator) -> Tensor:
         if self.own["faces"] == "personal":
@@ -205,17 +230,23 @@ class PersonalTuning:
         else:
             latent, hint = self._generic(number)
         text = {"personal": self.text, "class": self._class_text, "none": self.method.text(1, "")}[self.own["text"]]
-        return self._error(self._noised(latent, generator), text, hint)
+        return self._errors([Told(self._noised(latent, generator), text, hint)])[0]
 
     @property
     def _class_text(self) -> Tensor:
         return self.method.text(1, class_prompt(self.class_word))
 
-    def _error(self, noised: NoisyLatents, text: Tensor, hint: Tensor | None) -> Tensor:
-        count = len(noised.latent)
-        none = self.method.text(count, "")
-        predicted = self.network(noised.noisy, noised.timestep, text.expand(count, -1, -1), hint, none)
-        return F.mse_loss(predicted.float(), noised.target.float())
+    def _errors(self, told: Sequence[Told]) -> list[Tensor]:
+        """The squared error of each part of a batch; the denoiser is called once for all."""
+        counts = [len(one.noised.latent) for one in told]
+        text = torch.cat([one.text.expand(count, -1, -1) for one, count in zip(told, counts, strict=True)])
+        hints = [one.hint for one in told if one.hint is not None]
+        noisy = torch.cat([one.noised.noisy for one in told])
+        timestep = torch.cat([one.noised.timestep for one in told])
+        none = self.method.text(len(noisy), "")
+        predicted = self.network(noisy, timestep, text, torch.cat(hints) if hints else None, none).float()
+        parts = zip(predicted.split(counts), told, strict=True)
+        return [F.mse_loss(own, one.noised.target.float()) for own, one in parts]
 
     def _noised(self, latent: Tensor, generator: torch.Generator) -> NoisyLatents:
         sampler = self.method.sampler

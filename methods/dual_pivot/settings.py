@@ -27,7 +27,7 @@ def require_settings(settings: Mapping[str, Any]) -> None:
     own = settings["personalisation"]
     groups = {"personalisation": own}
     if isinstance(own, dict):
-        groups |= {f"personalisation.{key}": own[key] for key in ("textual", "model")}
+        groups |= {f"personalisation.{key}": own[key] for key in ("textual", "model", "schedule")}
     for key, group in groups.items():
         if not isinstance(group, dict):
             raise UsageError(f"method.{key} holds settings of its own, such as method.{key}.KEY=VALUE; got {group!r}.")
@@ -60,6 +60,8 @@ def _require_tuning(own: Mapping[str, Any]) -> None:
     require_number("personalisation.textual.class_pictures", own["textual"]["class_pictures"], 1, whole=True)
     if own["model"]["tensors"] is not None:
         require_number("personalisation.model.tensors", own["model"]["tensors"], 1, whole=True)
+    require_number("personalisation.schedule.warm_up", own["schedule"]["warm_up"], 0, whole=True)
+    require_number("personalisation.schedule.decay_after", own["schedule"]["decay_after"], 0, 1)
     require_number("personalisation.weight_decay", own["weight_decay"], 0)
     if not isinstance(own["betas"], list) or len(own["betas"]) != 2:
         raise UsageError(f"method.personalisation.betas must be two numbers, such as [0.9,0.99]: {own['betas']!r}.")
