@@ -196,6 +196,7 @@ def _persons(config: dict[str, Any], found: dict[str, Any]) -> str:
 
     method, protocol = found["method"], found["protocol"]
     pictures = ProtocolPictures(protocol, found["root"])
+    method.personal_settings()
     persons, known = people(protocol.images), 0
     for person in persons:
         try:

@@ -83,6 +83,8 @@ class Personaliser(Callback):
         persons, card = people(plan.protocol.images), load_card(plan.protocol.card)
         precision = str(plan.config["trainer"]["precision"])
         seed = int(plan.config["seed"])
+        # What everyone's learning needs and is absent stops the run before anybody's pictures fail.
+        method.personal_settings()
         keys: dict[int, str | BenchError] = {}
         for number, person in enumerate(persons):
             try:

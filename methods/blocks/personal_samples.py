@@ -38,6 +38,7 @@ class PersonalSamples:
         together: Samples of a group; by `PIXELS_TOGETHER` if not given.
         forget: Whether the groups last asked for alone are kept, for samples that are used once.
         clean: What is done to LQ pictures (B, 3, H, W) in [0, 1] before they are encoded; nothing if not given.
+        degrade: Whether LQ pictures are made; without, the latents of the references stand in their place.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class PersonalSamples:
         together: int | None = None,
         forget: bool = False,
         clean: Callable[[Tensor], Tensor] | None = None,
+        degrade: bool = True,
     ) -> None:
         self._pictures, self._degradation, self._space = pictures, degradation, space
         self._together = together or max(1, PIXELS_TOGETHER // (pictures.shape[-1] * pictures.shape[-2]))
-        self._forget, self._clean = forget, clean
+        self._forget, self._clean, self._degrade = forget, clean, degrade
         self._groups: dict[int, tuple[Tensor, Tensor]] = {}
         self._seeds = [derive_seed(seed, "personal sample", number) for number in range(count)]
         self._mirrored = torch.tensor([flip and derive_seed(own, "mirror") % 2 == 1 for own in self._seeds])
@@ -99,6 +101,9 @@ class PersonalSamples:
     def _made(self, rows: slice) -> tuple[Tensor, Tensor]:
         clean = self._pictures[self.shown[rows]]
         clean = torch.where(self._mirrored[rows, None, None, None].to(clean.device), clean.flip(-1), clean)
+        if not self._degrade:
+            latents = self.encoded(clean)
+            return latents, latents
         size = (int(clean.shape[-2]), int(clean.shape[-1]))
         degraded = self._degradation.apply(clean, self._degradation.sample(self._seeds[rows], size))
         if self._clean is not None:

@@ -32,7 +32,7 @@ from methods.blocks.tiling import Tiling, pad_to_multiple, tiled_decode, tiled_e
 from methods.dual_pivot.network import DualPivotNetwork
 from methods.dual_pivot.personal_tuning import PersonalTuning
 from methods.dual_pivot.prompts import CLASS_WORDS, class_number, class_prompt, personal_prompt, small_text
-from methods.dual_pivot.requirements import absent_parts, generic_pairs
+from methods.dual_pivot.requirements import absent_parts, generic_identity, generic_pairs, uses_generic_faces
 from methods.dual_pivot.settings import require_settings
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from bench.data.training import TrainingPairs
     from bench.personal_state import PersonalState
     from methods.blocks.latent_samples import LatentBatch
+
+
+#: Of the learning: another number wherever the same settings give something else. States and rows of 1 name none.
+LEARNING_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -150,14 +154,21 @@ class DualPivot(LatentDiffusionMethod):
             "network": self.settings["network"],
             "native_size": self.native_size,
             "tunes": own["tunes"],
-            "tensors": own["model"]["tensors"],
+            **({"tensors": own["model"]["tensors"]} if own["tunes"] == "both" else {}),
         }
 
     def personal_settings(self) -> dict[str, Any]:
         """See `RestorationMethod.personal_settings`."""
-        own = {key: value for key, value in self.settings["personalisation"].items() if key != "tunes"}
+        left_out = {"tunes", "generic_data", "generic_samples"}
+        own = {key: value for key, value in self.settings["personalisation"].items() if key not in left_out}
         if self.settings["personalisation"]["tunes"] == "textual":
             del own["model"]
+        if own["textual"]["where"] == "in_context":
+            own["textual"] = {key: value for key, value in own["textual"].items() if not key.startswith("class_")}
+        if uses_generic_faces(self.settings):
+            count = self.settings["personalisation"]["generic_samples"]
+            own["generic"] = {**generic_identity(self.settings), "count": count}
+        own |= _learning_version()
         if own["timesteps"] == "sampling":
             own["timesteps"] = list(self.sampler.call_timesteps)
         return own | {"degradation": self.degradation.specification()}
@@ -172,7 +183,7 @@ class DualPivot(LatentDiffusionMethod):
         found = super().conditions()
         if self.personalises:
             content = json.dumps(self.degradation.specification(), sort_keys=True)
-            found["degradation"] = sha256_bytes(content.encode("utf-8"))
+            found |= {"degradation": sha256_bytes(content.encode("utf-8")), **_learning_version()}
         return found
 
     @functools.cached_property
@@ -221,7 +232,7 @@ class DualPivot(LatentDiffusionMethod):
         return cast(DualPivotNetwork, self.trained_network)
 
     def generic_samples(self) -> dict[str, Tensor]:
-        """Faces of other people, by name as `encoded` makes them; the same for every person.
+        """Faces of other people: `latent`, `hint`, and `class`, the number of a word; the same for every person.
 
         Raises:
             MissingError: Their data set is not here.
@@ -233,7 +244,13 @@ class DualPivot(LatentDiffusionMethod):
             count = int(self.settings["personalisation"]["generic_samples"])
             with torch.inference_mode(False):
                 identity = super().sample_identity() | {"cleaner": self.cleaner_digest, "kind": "generic faces"}
-                self.frozen["generic"] = LatentSamples(pairs, self._latents, identity, count).tensors
+                word = load_card(pairs.data.card).class_word
+
+                def encoded(batch: FaceBatch) -> dict[str, Tensor]:
+                    numbers = torch.tensor([class_number(word(own)) for own in batch.identities])
+                    return {**self._latents(batch), "class": numbers}
+
+                self.frozen["generic"] = LatentSamples(pairs, encoded, identity, count).tensors
         samples: dict[str, Tensor] = self.frozen["generic"]
         return samples
 
@@ -442,6 +459,10 @@ class DualPivot(LatentDiffusionMethod):
             hint = tensors["hint"]
         predicted = self.network(noised.noisy, noised.timestep, text, hint)
         return F.mse_loss(predicted.float(), noised.target.float())
+
+
+def _learning_version() -> dict[str, str]:
+    return {} if LEARNING_VERSION == 1 else {"learning": str(LEARNING_VERSION)}
 
 
 method_class = DualPivot

@@ -85,6 +85,13 @@ class DualPivotNetwork(StagedNetwork):
         """Whether the ControlNet was ever trained: before, its outputs are zero."""
         return any(bool(parameter.any()) for module in self._outputs() for parameter in module.parameters())
 
+    def train(self, mode: bool = True) -> DualPivotNetwork:
+        """Leaves a frozen cleaner in evaluation mode: SwinIR drops paths at random while it is trained."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.cleaner.parameters()):
+            self.cleaner.eval()
+        return self
+
     def _outputs(self) -> list[Any]:
         return [*self.controlnet.controlnet_down_blocks, self.controlnet.controlnet_mid_block]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +18,9 @@ from methods.blocks.diffusion_objective import NoisyLatents, add_noise
 from methods.blocks.learning_rate import learning_rate
 from methods.blocks.personal_samples import PersonalSamples
 from methods.blocks.sampling import ModelCall, Sampler, sampling_preset
+from methods.blocks.tensor_cache import cached_tensors
 from methods.dual_pivot.network import DualPivotNetwork
-from methods.dual_pivot.prompts import class_prompt
+from methods.dual_pivot.prompts import CLASS_WORDS, class_prompt, known_word
 from methods.dual_pivot.released_order import first_tensors
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Told:
 
     Attributes:
         noised: The latents with noise.
-        text: Tokens of their text, (1, T, width).
+        text: Tokens of their text, (1, T, width) for all or (B, T, width).
         hint: Latents of their cleaned LQ pictures; None leaves the ControlNet out.
     """
 
@@ -76,10 +77,11 @@ class PersonalTuning:
 
     def __init__(self, method: DualPivot, pictures: Tensor, seed: int, class_word: str) -> None:
         self.options: dict[str, Any] = method.settings["personalisation"]
-        self.method, self.pictures, self.seed, self.class_word = method, pictures, seed, class_word
+        self.method, self.pictures, self.seed = method, pictures, seed
+        self.class_word = class_word if method.base.text is not None else known_word(class_word)
         base = method.base_network
         self.network: DualPivotNetwork = copy.deepcopy(base, {id(base.cleaner): base.cleaner})
-        self.text = method.text(1, method.personal_text(class_word)).clone()
+        self.text = method.text(1, method.personal_text(self.class_word)).clone()
         named = dict(self.network.named_parameters())
         self.pivots = [Pivot("textual", {name: own for name, own in named.items() if name.startswith("unet.")})]
         if self.options["tunes"] == "both":
@@ -103,7 +105,8 @@ class PersonalTuning:
         return found
 
     def _begin(self) -> None:
-        """Frees what the pivot moves, and nothing else."""
+        """Frees what the pivot moves, and nothing else; gradients of the one before go."""
+        self.network.zero_grad(set_to_none=True)
         self.network.requires_grad_(False)
         for parameter in self.pivot.parameters.values():
             parameter.requires_grad_(True)
@@ -219,22 +222,18 @@ class PersonalTuning:
         told = [Told(self._noised(latent, generator), self.text, hint)]
         weight = float(self.own["prior"])
         if weight:
-            kept, kept_hint = self._generic(number) if in_context else (self._of_class(len(latent), generator), None)
-            told.append(Told(self._noised(kept, generator), self._class_text, kept_hint))
+            told.append(self._generic(number, generator) if in_context else self._of_class(len(latent), generator))
         errors = self._errors(told)
         return errors[0] + weight * errors[1] if weight else errors[0]
 
     def _model_loss(self, number: int, generator: torch.Generator) -> Tensor:
         if self.own["faces"] == "personal":
             latent, hint = self._personal(number, with_hint=True)
-        else:
-            latent, hint = self._generic(number)
-        text = {"personal": self.text, "class": self._class_text, "none": self.method.text(1, "")}[self.own["text"]]
-        return self._errors([Told(self._noised(latent, generator), text, hint)])[0]
-
-    @property
-    def _class_text(self) -> Tensor:
-        return self.method.text(1, class_prompt(self.class_word))
+            return self._errors([Told(self._noised(latent, generator), self.text, hint)])[0]
+        told = self._generic(number, generator)
+        if (text := self.own["text"]) != "class":
+            told = replace(told, text=self.text if text == "personal" else self.method.text(1, ""))
+        return self._errors([told])[0]
 
     def _errors(self, told: Sequence[Told]) -> list[Tensor]:
         """The squared error of each part of a batch; the denoiser is called once for all."""
@@ -273,31 +272,48 @@ class PersonalTuning:
             self._samples[self.pivot.name] = PersonalSamples(
                 self.pictures, count, derive_seed(self.seed, self.pivot.name), method.degradation, method.space,
                 flip=bool(self.options["flip"]), forget=not again, clean=self.network.clean,
+                degrade=with_hint,
             )  # fmt: skip
         rows = self._rows(number, again) if again else torch.arange(number * size, (number + 1) * size)
         latent, hint = self._samples[self.pivot.name].latents(rows)
         return latent, hint if with_hint else None
 
-    def _generic(self, number: int) -> tuple[Tensor, Tensor]:
-        """Latents of other people's faces, and of their cleaned LQ pictures."""
+    def _generic(self, number: int, generator: torch.Generator) -> Told:
+        """Other people's faces with their LQ pictures, each under the word of its own class."""
         samples = self.method.generic_samples()
         rows = self._rows(number, len(samples["latent"]))
         latent, hint = (samples[key][rows].float().to(self.pictures.device) for key in ("latent", "hint"))
-        return latent, hint
+        words = [CLASS_WORDS[int(place)] for place in samples["class"][rows]]
+        text = torch.cat([self.method.text(1, class_prompt(word)) for word in words])
+        return Told(self._noised(latent, generator), text, hint)
 
-    def _of_class(self, count: int, generator: torch.Generator) -> Tensor:
-        """Latents of pictures of the class."""
+    def _of_class(self, count: int, generator: torch.Generator) -> Told:
+        """Pictures of the person's class, without any LQ picture."""
         chosen = torch.randint(len(self.class_latents), (count,), generator=generator)
-        return self.class_latents[chosen].to(self.pictures.device)
+        kept = self.class_latents[chosen].to(self.pictures.device)
+        return Told(self._noised(kept, generator), self.method.text(1, class_prompt(self.class_word)), None)
 
     @property
     def class_latents(self) -> Tensor:
         """Pictures of the class as the untuned denoiser draws them (DreamBooth's prior preservation), (N, C, h, w)."""
         key = f"class {self.class_word}"
         if key not in self.method.frozen:
-            self.method.frozen[key] = self._sampled_class()
+            self.method.frozen[key] = self._kept_class()
         latents: Tensor = self.method.frozen[key]
         return latents
+
+    def _kept_class(self) -> Tensor:
+        """What was sampled for an earlier person; nothing is kept for weights that are no file."""
+        if (weights := self.method.weights_sha256) is None:
+            return self._sampled_class()
+        content = {
+            "weights": weights,
+            "sampling": self.own["class_sampling"],
+            "count": self.own["class_pictures"],
+            "word": self.class_word,
+            "size": self.pictures.shape[-1],
+        }
+        return cached_tensors("class_pictures", content, lambda: {"latent": self._sampled_class()})["latent"]
 
     def _sampled_class(self) -> Tensor:
         method, base = self.method, self.method.base_network

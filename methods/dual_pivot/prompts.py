@@ -22,6 +22,11 @@ def class_prompt(class_word: str) -> str:
     return f"a photo of a {class_word}" if class_word else ""
 
 
+def known_word(class_word: str) -> str:
+    """A class's word where only those of `CLASS_WORDS` mean anything: of any other, that of a person."""
+    return CLASS_WORDS[class_number(class_word)]
+
+
 def personal_prompt(token: str, class_word: str) -> str:
     """The text that a person is tuned around."""
     return f"a photo of a {token} {class_word}"
