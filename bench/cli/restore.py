@@ -19,10 +19,11 @@ weights want them, restored, and put back with a soft edge. All else stays as it
 Size, format, EXIF, colour profile and transparency are kept; a thumbnail in the EXIF, which would show the old picture,
 is not. References are photographs too. before_after.html in the output (beside a single file) shows what was done.
 
-Whom --faces restores by default where there are several people: with --reference the person who is most like the
-references; with --personal, which holds no picture to know anybody by, the largest face; without either everybody. With
---faces all the references are used for their person alone, and the others are restored without any. A method that
-learns persons restores nobody else.
+Whom --faces restores by default: with --reference the face that is most like the references (matching); with
+--personal, which holds no picture to know anybody by, the largest; without either all. References are used for faces
+that look like them: with all, others are restored without any, and so is with matching the only face of a photograph; a
+method that learns persons restores nobody else, and the photograph fails. largest takes the largest face for the person
+of the references whatever it looks like, such as one that is too degraded to be known.
 
 Weights of size demo have seen grey faces only: they restore the lightness, and the photograph keeps its own colours.
 

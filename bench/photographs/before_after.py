@@ -20,6 +20,23 @@ FACE_SIDE, REFERENCE_SIDE, MOST_FACES, MOST_REFERENCES = 320, 160, 12, 6
 
 
 @dataclass(frozen=True)
+class ShownFace:
+    """A restored face.
+
+    Attributes:
+        before: Where it lies in the photograph.
+        after: Where it lies in the restored one.
+        is_the_person: Whether it was restored as the person of the references.
+        note: What to say of it; empty where there is nothing to say.
+    """
+
+    before: FaceCrop
+    after: FaceCrop
+    is_the_person: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Pair:
     """A photograph before and after.
 
@@ -27,14 +44,14 @@ class Pair:
         name: Of its file.
         before: (H, W, 3) uint8 RGB.
         after: (H', W', 3) uint8 RGB, the restored one.
-        faces: Where each restored face lies before and after, and whether it is the person of the references.
+        faces: The restored ones.
         references: Where the person's face lies in each reference, and the reference, (h, w, 3) uint8 RGB.
     """
 
     name: str
     before: np.ndarray
     after: np.ndarray
-    faces: Sequence[tuple[FaceCrop, FaceCrop, bool]]
+    faces: Sequence[ShownFace]
     references: Sequence[tuple[FaceCrop, np.ndarray]]
 
 
@@ -44,6 +61,7 @@ class _Face:
     after: str
     width: int
     references: list[str]
+    note: str
 
 
 @dataclass
@@ -86,12 +104,13 @@ class Page:
         ]
         faces = [
             _Face(
-                self._address(before.at_side(FACE_SIDE).cut(pair.before)),
-                self._address(after.at_side(FACE_SIDE).cut(pair.after)),
-                round(before.side_in_photo),
-                references if is_the_person else [],
+                self._address(face.before.at_side(FACE_SIDE).cut(pair.before)),
+                self._address(face.after.at_side(FACE_SIDE).cut(pair.after)),
+                round(face.before.side_in_photo),
+                references if face.is_the_person else [],
+                face.note,
             )
-            for before, after, is_the_person in pair.faces[:MOST_FACES]
+            for face in pair.faces[:MOST_FACES]
         ]
         self._shown.append(
             _Shown(

@@ -17,7 +17,7 @@ from bench.faces.detector import Face
 from bench.image import MAXIMUM_PIXELS, SUFFIXES
 from bench.method import RestorationMethod
 from bench.personal_state import PersonalState, read_state
-from bench.photographs.before_after import Page, Pair
+from bench.photographs.before_after import Page, Pair, ShownFace
 from bench.photographs.blend import change, grey_of, put_back
 from bench.photographs.face_crop import FaceCrop, face_crop
 from bench.photographs.face_mask import face_mask
@@ -85,6 +85,7 @@ class _FaceToRestore:
     face: Face
     crop: FaceCrop
     is_the_person: bool
+    note: str
 
 
 def restore_photographs(
@@ -107,7 +108,8 @@ def restore_photographs(
 
     Returns:
         As `own_person.restore_own`; each of `pictures` has `faces` too (`box`: left, top, width, height in pixels,
-        `restored`, and `likeness` to the references or None), and `page` is the page with all of them, or None.
+        `restored`, `as_the_person`, and `likeness` to the references or None), and `page` is the page with all of
+        them, or None.
 
     Raises:
         UsageError: The inputs do not suit the method, or an output would overwrite one.
@@ -265,7 +267,10 @@ class _Run:
         plain, canvas = self._canvas(task, photograph)
         stretch = (plain.shape[0] / photograph.size[0], plain.shape[1] / photograph.size[1])
         grey = self.method.training_faces.grey
-        todo = [self._face(photograph, faces[number], number, chosen) for number in chosen]
+        todo = [
+            self._face(photograph, faces[number], is_the_person, None if alike is None else float(alike[number]))
+            for number, is_the_person in chosen.items()
+        ]
         for number, own in zip(chosen, todo, strict=True):
             crop = own.crop.cut(photograph.pixels)
             image_id = f"{task.name}/{number}" if number else task.name
@@ -288,6 +293,7 @@ class _Run:
                 {
                     "box": [round(float(value), 1) for value in face.box],
                     "restored": number in chosen,
+                    "as_the_person": chosen.get(number, False),
                     "likeness": None if alike is None else round(float(alike[number]), 3),
                 }
                 for number, face in enumerate(faces)
@@ -302,7 +308,7 @@ class _Run:
         if self.person.embeddings is not None:
             alike = likeness(embeddings(photograph.pixels, faces), self.person.embeddings)
         known = self.person.embeddings is not None or self.person.state is not None
-        if self.faces == "largest" or (len(faces) == 1 and self.faces == "matching"):
+        if self.faces == "largest":
             if alike is not None and alike[0] < RESEMBLING:
                 say(
                     f"warning: {task.path}: the face looks little like the references (cosine {alike[0]:.2f}); it is "
@@ -312,13 +318,21 @@ class _Run:
                 say(f"{task.path} shows {len(faces)} faces; the largest is taken for the person who was learnt.")
             return {0: known}, alike
         if self.faces == "matching" and alike is not None:
+            if len(faces) == 1 and alike[0] < RESEMBLING and not self.method.personalises:
+                say(
+                    f"{task.path}: the face does not look like the references (cosine {alike[0]:.2f}); it is restored "
+                    "without them. If it is the person all the same, add --faces largest."
+                )
+                return {0: False}, alike
             best, doubt = matching_face(alike)
             if doubt:
                 say(f"warning: {task.path}: {doubt}")
             return {best: True}, alike
         the_person = -1
-        if alike is not None and (len(faces) == 1 or alike.max() >= RESEMBLING):
+        if alike is not None and alike.max() >= RESEMBLING:
             the_person = int(alike.argmax())
+        elif alike is not None:
+            say(f"{task.path}: nobody looks like the references (cosine {alike.max():.2f}): all are restored without.")
         return {number: number == the_person for number in range(len(faces))}, alike
 
     def _canvas(self, task: Task, photograph: Photograph) -> tuple[np.ndarray, np.ndarray]:
@@ -347,10 +361,15 @@ class _Run:
             raise UsageError("The restored background holds NaN or infinite values.")
         return _pixels(restored)
 
-    def _face(self, photograph: Photograph, face: Face, number: int, chosen: dict[int, bool]) -> _FaceToRestore:
+    def _face(self, photograph: Photograph, face: Face, is_the_person: bool, alike: float | None) -> _FaceToRestore:
         template = TEMPLATES[self.method.training_faces.template]
         crop = face_crop(face.points, template, working_side(self.method), photograph.size)
-        return _FaceToRestore(face, crop, chosen[number])
+        note = ""
+        if alike is not None and not is_the_person:
+            note = f"Restored without references: the cosine to them is {alike:.2f}."
+        elif alike is not None and alike < RESEMBLING:
+            note = f"Restored as the person of the references, though the cosine to them is only {alike:.2f}."
+        return _FaceToRestore(face, crop, is_the_person, note)
 
     def _restored_crop(self, image_id: str, lq: np.ndarray, is_the_person: bool) -> np.ndarray:
         """(N, N, 3) float32 in [0, 255]."""
@@ -365,12 +384,14 @@ class _Run:
 
     def _show(self, task: Task, before: Photograph, after: Photograph, faces: Sequence[_FaceToRestore]) -> None:
         stretch = (after.size[0] / before.size[0], after.size[1] / before.size[1])
-        crops = [(own.crop, own.crop.of_enlarged(stretch, after.size), own.is_the_person) for own in faces]
+        shown = [
+            ShownFace(own.crop, own.crop.of_enlarged(stretch, after.size), own.is_the_person, own.note) for own in faces
+        ]
         references = [
             (reference.crop(self.method.training_faces.template, working_side(self.method)), reference.pixels)
             for reference in self.person.references
         ]
-        self.page.add(Pair(task.name, before.pixels, after.pixels, crops, references))
+        self.page.add(Pair(task.name, before.pixels, after.pixels, shown, references))
 
 
 def _enlarged_points(face: Face, stretch: tuple[float, float]) -> np.ndarray:

@@ -117,6 +117,46 @@ def test_a_photograph_without_the_person_fails(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_stranger_alone_is_not_restored_as_the_person(
+    tmp_path: Path, shots: Path, orl_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stranger, out = tmp_path / "stranger.png", tmp_path / "out.png"
+    Image.fromarray(face_of(orl_root, "s37/1", 300)).save(stranger)
+    words = ["restore", str(stranger), "method=refine", "-o", str(out)]
+    him = ["--reference", str(tmp_path / "him3.jpg")]
+    assert main(words) == 0
+    blind = out.read_bytes()
+    for more in ([], ["--faces", "matching"], ["--faces", "all"]):
+        capsys.readouterr()
+        assert main([*words, *him, *more, "--json"]) == 0
+        shown = capsys.readouterr()
+        result = json.loads(shown.out)
+        (face,) = result["pictures"][0]["faces"]
+        assert face["restored"] and not face["as_the_person"] and face["likeness"] < 0.2
+        assert "restored without" in shown.err, more
+        assert "Restored without references" in Path(result["page"]).read_text("utf-8")
+        assert out.read_bytes() == blind
+    # Whoever says so takes the largest face for the person.
+    assert main([*words, *him, "--faces", "largest", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["pictures"][0]["faces"][0]["as_the_person"] and "all the same" in shown.err
+    assert out.read_bytes() != blind
+
+
+def test_a_method_that_learns_persons_leaves_a_stranger_alone(
+    tmp_path: Path, shots: Path, orl_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stranger, out = tmp_path / "stranger.png", tmp_path / "out.png"
+    Image.fromarray(face_of(orl_root, "s37/1", 300)).save(stranger)
+    words = ["restore", str(stranger), *few(new_weights(tmp_path / "w.safetensors")), "-o", str(out)]
+    words += ["--reference", str(tmp_path / "him3.jpg")]
+    assert main(words) == 4
+    error = capsys.readouterr().err
+    assert "does not look like the references" in error and "--faces largest" in error
+    assert not out.exists()
+    assert main([*words, "--faces", "largest"]) == 0
+
+
 def test_a_turned_jpeg_comes_back_upright_with_its_exif_and_size(
     tmp_path: Path, shots: Path, group: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
