@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.errors import BenchError, MissingError, UsageError
 from bench.faces.detector import Face
+from bench.files import write_bytes
 from bench.image import MAXIMUM_PIXELS, SUFFIXES
 from bench.method import RestorationMethod
 from bench.personal_state import PersonalState, read_state
@@ -22,7 +23,7 @@ from bench.photographs.blend import change, grey_of, put_back
 from bench.photographs.face_crop import FaceCrop, face_crop
 from bench.photographs.face_mask import face_mask
 from bench.photographs.found_faces import RESEMBLING, embeddings, find_faces, likeness, matching_face
-from bench.photographs.photograph import Photograph, read_photograph, write_photograph
+from bench.photographs.photograph import Photograph, encode_photograph, read_photograph
 from bench.photographs.references import Reference
 from bench.progress import Progress
 from bench.protocol.alignment import TEMPLATES
@@ -211,6 +212,21 @@ def _meet(method: RestorationMethod, workplace: Workplace, person: _Person, seed
         say(f"{method.label} gets no reference here; --reference FILE ... gives it some.")
 
 
+@dataclass(frozen=True)
+class _Done:
+    """A restored photograph.
+
+    Attributes:
+        record: What `restore_photographs` returns of it, without the seconds.
+        content: Of its file.
+        pair: What the page shows of it.
+    """
+
+    record: dict[str, Any]
+    content: bytes
+    pair: Pair
+
+
 @dataclass
 class _Run:
     """What restores one photograph after the other.
@@ -243,25 +259,32 @@ class _Run:
         for task in tasks:
             try:
                 started = time.perf_counter()
-                record = self._restore(task)
-                record["seconds"] = time.perf_counter() - started
+                done = self._restore(task)
+                seconds = time.perf_counter() - started
             except MissingError:
                 raise
             except BenchError as error:
                 result.failed[str(task.path)] = str(error)
             except Exception as error:
-                if isinstance(error, OSError) and error.filename is not None:
-                    raise  # the output's disk, which stops every other photograph too
                 result.failed[str(task.path)] = f"Restoration failed: {type(error).__name__}: {error}"
             else:
-                result.written.append(record)
+                write_bytes(task.target, done.content)
+                self.page.add(done.pair)
+                result.written.append(done.record | {"seconds": seconds})
             progress.advance()
         return result
 
-    def _restore(self, task: Task) -> dict[str, Any]:
+    def _restore(self, task: Task) -> _Done:
         if task.target.suffix.lower() not in SUFFIXES:
             raise UsageError(f"It has no known picture suffix, so the result would have none: {task.path.name}.")
         photograph = read_photograph(task.path)
+        if photograph.pages > 1:
+            raise UsageError(
+                f"It holds {photograph.pages} pages or frames, and the result would hold one. Split it first: "
+                f"magick {task.path.name} {task.path.stem}-%d.png"
+            )
+        if photograph.bits > 8:
+            say(f"warning: {task.path} has {photograph.bits} bits per channel; the result has 8.")
         faces = find_faces(photograph.pixels)
         chosen, alike = self._chosen(task, photograph, faces)
         plain, canvas = self._canvas(task, photograph)
@@ -282,9 +305,7 @@ class _Run:
         if photograph.colourless:
             canvas = grey_of(canvas)
         result = photograph.with_pixels(canvas)
-        write_photograph(task.target, result)
-        self._show(task, photograph, result, todo)
-        return {
+        record = {
             "picture": str(task.path),
             "file": str(task.target),
             "width": canvas.shape[1],
@@ -299,6 +320,7 @@ class _Run:
                 for number, face in enumerate(faces)
             ],
         }
+        return _Done(record, encode_photograph(result, task.target.suffix), self._pair(task, photograph, result, todo))
 
     def _chosen(
         self, task: Task, photograph: Photograph, faces: Sequence[Face]
@@ -382,7 +404,7 @@ class _Run:
         restored = restored_picture(self.method, self.workplace, batch)
         return restored.permute(1, 2, 0).mul(255).numpy()
 
-    def _show(self, task: Task, before: Photograph, after: Photograph, faces: Sequence[_FaceToRestore]) -> None:
+    def _pair(self, task: Task, before: Photograph, after: Photograph, faces: Sequence[_FaceToRestore]) -> Pair:
         stretch = (after.size[0] / before.size[0], after.size[1] / before.size[1])
         shown = [
             ShownFace(own.crop, own.crop.of_enlarged(stretch, after.size), own.is_the_person, own.note) for own in faces
@@ -391,7 +413,7 @@ class _Run:
             (reference.crop(self.method.training_faces.template, working_side(self.method)), reference.pixels)
             for reference in self.person.references
         ]
-        self.page.add(Pair(task.name, before.pixels, after.pixels, shown, references))
+        return Pair(task.name, before.pixels, after.pixels, shown, references)
 
 
 def _enlarged_points(face: Face, stretch: tuple[float, float]) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -201,6 +203,35 @@ def test_what_fails_stops_no_other_and_patterns_are_expanded(
     assert {path: path.read_bytes() for path in shots.iterdir()} == before
     assert main(["restore", str(shots / "*.webp"), "method=authface", "-o", str(out)]) == 2
     assert "No picture matches" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_call(
+    tmp_path: Path, shots: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(shots / "group.png", shots / "group2.png")
+    tries = []
+
+    def full(target: Path, content: bytes) -> None:
+        tries.append(target)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("bench.runs.own_photographs.write_bytes", full)
+    assert main(["restore", str(shots), "method=authface", "--faces", "largest", "-o", str(tmp_path / "out")]) != 4
+    error = capsys.readouterr().err
+    assert len(tries) == 1 and "No space left" in error and "failed:" not in error
+
+
+def test_pages_that_would_be_lost_fail_and_depth_is_warned_about(
+    tmp_path: Path, shots: Path, group: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = Image.fromarray(group)
+    picture.save(tmp_path / "pages.tif", save_all=True, append_images=[picture])
+    words = ["method=authface", "--faces", "largest", "-o", str(tmp_path / "out")]
+    assert main(["restore", str(tmp_path / "pages.tif"), *words]) == 4
+    assert "2 pages" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    cv2.imwrite(str(tmp_path / "deep.png"), group[..., ::-1].astype(np.uint16) * 257)
+    assert main(["restore", str(tmp_path / "deep.png"), *words]) == 0
+    assert "16 bits per channel" in capsys.readouterr().err
 
 
 def test_inputs_are_never_overwritten(tmp_path: Path, shots: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 from PIL.ExifTags import IFD
 
+from bench.files import write_bytes
 from bench.image import UnreadableImageError, read_image
-from bench.photographs.photograph import Photograph, encode_photograph, read_photograph, write_photograph
+from bench.photographs.photograph import Photograph, encode_photograph, read_photograph
 
 ORIENTATION = 0x0112
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def write_photograph(path: Path, photograph: Photograph) -> None:
+    write_bytes(path, encode_photograph(photograph, path.suffix))
 
 
 def pixels(height: int = 40, width: int = 60) -> np.ndarray:
@@ -141,3 +147,81 @@ def test_what_cannot_be_read_or_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImageError, match="cannot be written"):
         write_photograph(tmp_path / "b.webp", Photograph(np.zeros((4, 17000, 3), np.uint8)))
     assert not (tmp_path / "b.webp").exists()
+
+
+def test_pages_are_counted_without_smaller_copies(tmp_path: Path) -> None:
+    first, second = Image.fromarray(pixels()), Image.fromarray(255 - pixels())
+    for suffix in (".tif", ".png", ".webp"):
+        first.save(tmp_path / f"two{suffix}", save_all=True, append_images=[second])
+        first.save(tmp_path / f"one{suffix}")
+        assert read_photograph(tmp_path / f"two{suffix}").pages == 2
+        assert read_photograph(tmp_path / f"one{suffix}").pages == 1
+    assert read_photograph(tmp_path / "two.tif").pixels.shape == (40, 60, 3)
+    with TiffImagePlugin.AppendingTiffWriter(str(tmp_path / "small.tif"), True) as stream:
+        first.save(stream, "TIFF")
+        stream.newFrame()
+        first.resize((20, 10)).save(stream, "TIFF", tiffinfo={0xFE: 1})
+    with Image.open(tmp_path / "small.tif") as written:
+        assert written.n_frames == 2  # type: ignore[attr-defined]
+    assert read_photograph(tmp_path / "small.tif").pages == 1
+    # The second picture of a camera's JPEG is a preview or a gain map.
+    first.save(tmp_path / "camera.jpg", "MPO", save_all=True, append_images=[second])
+    photograph = read_photograph(tmp_path / "camera.jpg")
+    assert photograph.pages == 1 and photograph.pixels.shape == (40, 60, 3)
+
+
+def test_deeper_pictures_are_known(tmp_path: Path) -> None:
+    deep = pixels().astype(np.uint16) * 257
+    for suffix in (".png", ".tif", ".ppm"):
+        cv2.imwrite(str(tmp_path / f"colour{suffix}"), deep)
+        Image.fromarray(pixels()).save(tmp_path / f"eight{suffix}")
+        assert read_photograph(tmp_path / f"colour{suffix}").bits == 16, suffix
+        assert read_photograph(tmp_path / f"eight{suffix}").bits == 8, suffix
+    cv2.imwrite(str(tmp_path / "grey.pgm"), deep[..., 0])
+    assert read_photograph(tmp_path / "grey.pgm").bits == 16
+    Image.fromarray(pixels()).convert("1").save(tmp_path / "one.tif")
+    Image.fromarray(pixels()).save(tmp_path / "a.jpg")
+    assert read_photograph(tmp_path / "one.tif").bits == 1 and read_photograph(tmp_path / "a.jpg").bits == 8
+
+
+def grey_profile(gamma: float) -> bytes:
+    """An ICC profile of grey with this gamma."""
+
+    def block(kind: bytes, body: bytes) -> bytes:
+        return kind + bytes(4) + body
+
+    white = b"".join(round(value * 65536).to_bytes(4, "big") for value in (0.9642, 1.0, 0.8249))
+    tags = {
+        b"desc": block(b"desc", (5).to_bytes(4, "big") + b"grey\0" + bytes(78)),
+        b"cprt": block(b"text", b"none\0"),
+        b"wtpt": block(b"XYZ ", white),
+        b"kTRC": block(b"curv", (1).to_bytes(4, "big") + round(gamma * 256).to_bytes(2, "big")),
+    }
+    table, body, place = len(tags).to_bytes(4, "big"), b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        table += name + (place + len(body)).to_bytes(4, "big") + len(content).to_bytes(4, "big")
+        body += content + bytes(-len(content) % 4)
+    head = (128 + len(table) + len(body)).to_bytes(4, "big") + bytes(4) + bytes([2, 0x10, 0, 0])
+    head += b"mntrGRAYXYZ " + bytes(12) + b"acsp" + bytes(28) + white
+    return head.ljust(128, b"\0") + table + body
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_a_grey_profile_is_converted_where_the_format_holds_no_grey(tmp_path: Path, mode: str) -> None:
+    picture = Image.fromarray(pixels()).convert("L")
+    if mode == "LA":
+        picture.putalpha(picture.copy())
+    picture.save(tmp_path / "a.png", icc_profile=grey_profile(1.0))
+    photograph = read_photograph(tmp_path / "a.png")
+    assert photograph.grey and photograph.icc_profile is not None
+    write_photograph(tmp_path / "b.webp", photograph)
+    with Image.open(tmp_path / "b.webp") as written:
+        assert "icc_profile" not in written.info
+        assert ("A" in written.getbands()) == (mode == "LA")
+        found = np.asarray(written.convert("RGB"))[..., 1].astype(int)
+    # Light that is even in numbers is brighter in the numbers of sRGB.
+    dark = (photograph.pixels[..., 0] > 40) & (photograph.pixels[..., 0] < 80)
+    assert (found[dark] - photograph.pixels[..., 0][dark]).min() > 30
+    write_photograph(tmp_path / "b.tif", photograph)
+    with Image.open(tmp_path / "b.tif") as written:
+        assert written.mode == mode and written.info["icc_profile"] == photograph.icc_profile
