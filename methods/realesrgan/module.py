@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.errors import UsageError
 from bench.method import MethodSpec
+from bench.weights.catalogue import entries
+from methods.blocks.system_name import system_name_of
 from methods.realesrgan.ncnn import read_ncnn_rrdbnet
 from methods.spandrel.module import Spandrel
+
+SCALE = 4
 
 
 class RealESRGAN(Spandrel):
@@ -43,12 +48,26 @@ class RealESRGAN(Spandrel):
 
     @property
     def label(self) -> str:
-        """Name of the row."""
-        return self.spec.name
+        """Name of the row, with that of the file where it is another one than the package's: many are alike."""
+        given = system_name_of(Path(self.settings.get("weights") or "").stem)
+        return self.spec.name if given is None or self._is_shipped() else f"{self.spec.name}+{given}"
+
+    def _is_shipped(self) -> bool:
+        return self.weights_sha256 == entries()[str(self.spec.weights)].sha256
 
     def load_weights_state(self, state: dict[str, Tensor]) -> None:
-        """See `Spandrel.load_weights_state`."""
+        """See `Spandrel.load_weights_state`.
+
+        Raises:
+            UsageError: The network is another one than ESRGAN's generator that enlarges four times.
+        """
         super().load_weights_state(state)
+        scale = self._described.scale
+        if (self.architecture, scale) != ("esrgan", SCALE):
+            raise UsageError(
+                f"The weights are those of {self.architecture} (scale {scale}), not of Real-ESRGAN x4plus's network "
+                f"(esrgan, scale {SCALE}). Run them as what they are: method=spandrel method.weights=FILE."
+            )
         # A seventh of the time less on a CPU.
         self.network.to(memory_format=torch.channels_last)  # type: ignore[union-attr,call-overload]
 

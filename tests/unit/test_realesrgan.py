@@ -72,12 +72,41 @@ def test_the_published_network_has_its_layers() -> None:
 
 
 @torch.inference_mode()
-def test_another_file_of_the_network_is_taken_and_the_row_keeps_its_name(tmp_path: Path) -> None:
+def test_another_file_of_the_network_is_taken_and_the_row_says_which(tmp_path: Path) -> None:
     torch.save({"params_ema": identity_esrgan()}, tmp_path / "RealESRGAN_x4plus.pth")
     method = built(f"method.weights={tmp_path / 'RealESRGAN_x4plus.pth'}")
-    assert (method.label, method.any_size) == ("realesrgan", True)
+    assert (method.label, method.any_size) == ("realesrgan+realesrgan_x4plus", True)
     given = batch(48, 40)
     assert (method.restore(given) - given.lq).abs().max() < 0.02
+
+
+def another_network(kind: str) -> dict[str, Tensor]:
+    """Tensors that spandrel takes for another network than ESRGAN's generator at scale 4."""
+    from spandrel.architectures.ESRGAN import ESRGAN
+    from spandrel.architectures.GFPGAN import GFPGAN
+
+    if kind == "esrgan":
+        return ESRGAN(num_filters=8, num_blocks=1, scale=2).state_dict()
+    if kind == "gfpgan":
+        return GFPGAN(num_mlp=8).state_dict()
+    return pytest.importorskip("spandrel_extra_arches.architectures.CodeFormer").CodeFormer().state_dict()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["esrgan", pytest.param("gfpgan", marks=pytest.mark.slow), pytest.param("codeformer", marks=pytest.mark.slow)],
+)
+def test_other_networks_are_refused(tmp_path: Path, kind: str) -> None:
+    torch.save({"params_ema": another_network(kind)}, tmp_path / "RealESRGAN_x4plus.pth")
+    with pytest.raises(UsageError, match=rf"those of {kind} \(scale .*method=spandrel"):
+        built(f"method.weights={tmp_path / 'RealESRGAN_x4plus.pth'}")
+
+
+@shipped
+def test_the_packages_own_file_keeps_the_rows_name_wherever_it_lies(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.bin"
+    copy.write_bytes(catalogue.locate("realesrgan_x4plus").read_bytes())
+    assert built(f"method.weights={copy}").label == built().label == "realesrgan"
 
 
 @shipped
