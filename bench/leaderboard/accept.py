@@ -188,14 +188,14 @@ def _pin_threads() -> None:
 def _score_all(
     submission: Submission, protocol: Protocol, pictures: ProtocolPictures, hashes: dict[str, str]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Every picture by the boards' panel; what is missing is null with its reason."""
-    from bench.config import read_preset
+    """Every picture by the boards' panel, as a run would; what is missing is null with its reason."""
     from bench.registry import load_metric
+    from bench.scores.panel import protocol_panel
     from bench.scores.table import ScoreRow, rows_to_frame
 
     if not submission.method:
         raise UsageError("How is the row to be called? Add --method LABEL, or --from scores.parquet.")
-    metrics = [load_metric(name)() for name in read_preset("metrics", "standard")["names"]]
+    metrics = [load_metric(name)() for name in protocol_panel(_panel(), protocol)]
     scores = dict(_scores(sorted(hashes), metrics, submission, pictures))
     revision = sha256_bytes("".join(hashes[name] for name in sorted(hashes)).encode())[:12]
     rows = []

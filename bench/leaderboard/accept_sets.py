@@ -123,11 +123,13 @@ def accept_sets(
     """
     from bench.metrics.set_metric import SetScore
     from bench.registry import set_metric_classes
+    from bench.scores.panel import no_sets
     from bench.scores.sets import score_sets, set_frame
     from bench.scores.summary import public_reason, summarise_sets
 
-    not_recomputed = {own.name: reason for own in metrics if (reason := own.unavailable())}
-    found = score_sets(metrics, _features(restored, hashes, pictures), len(hashes))
+    unfit = no_sets(pictures.protocol)
+    not_recomputed = {} if unfit else {own.name: reason for own in metrics if (reason := own.unavailable())}
+    found = score_sets(metrics, _features(restored, hashes, pictures), len(hashes), unfit)
     differences: dict[str, float] = {}
     for metric in metrics:
         claim = stated.get(metric.name)

@@ -15,14 +15,13 @@ from bench.config import group_choices, method_settings
 from bench.errors import MissingError, UsageError, unknown_name
 from bench.files import sha256_bytes, sha256_file, write_json, write_text
 from bench.method import RestorationMethod
-from bench.metrics.consistency import METRICS as CONSISTENCY_METRICS
 from bench.paths import runs_root
 from bench.protocol.card import data_root, load_card
 from bench.protocol.freeze import load_protocol, require_images
 from bench.protocol.pictures import ProtocolPictures
-from bench.protocol.probe import METRICS as PROBE_METRICS
 from bench.protocol.protocol import DataSettings, Protocol
 from bench.registry import load_method, load_metric
+from bench.scores.panel import panel
 from bench.weights.catalogue import entry_of_file, how_to_get
 from bench.weights.method_weights import default_weights, read_metadata, weights_path
 
@@ -164,12 +163,12 @@ def _without_hub(value: Any) -> Any:
 
 def metric_names(config: dict[str, Any]) -> list[str]:
     """The metrics of a run: those of the configuration, a probe's own, and those of several degradations."""
-    names = list(config["metrics"]["names"])
-    if config["data"].get("probe") is not None:
-        names += PROBE_METRICS
-    if isinstance(config["data"]["degradation"], list):
-        names += CONSISTENCY_METRICS
-    return list(dict.fromkeys(names))
+    data = config["data"]
+    return panel(
+        config["metrics"]["names"],
+        several=isinstance(data["degradation"], list),
+        probed=data.get("probe") is not None,
+    )
 
 
 def plan(config: dict[str, Any]) -> RunPlan:

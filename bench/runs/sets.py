@@ -12,6 +12,7 @@ from bench.registry import load_set_metric, set_metric_classes
 from bench.runs.pictures import restored_path
 from bench.runs.plan import RunPlan
 from bench.scores.feature_cache import ScoreCache, content_key, decoder_version
+from bench.scores.panel import no_sets
 from bench.scores.sets import score_sets, set_frame
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def chosen_sets(plan: RunPlan) -> list[SetMetric]:
 
 def make_features(plan: RunPlan, rank: int, world_size: int) -> None:
     """Makes the features of this process's share, so that the first process finds them."""
+    if no_sets(plan.protocol) is not None:
+        return
     networks = {metric.network.identity: metric.network for metric in chosen_sets(plan) if not metric.unavailable()}
     images = _readable(plan, plan.protocol.images[rank::world_size]) if networks else []
     for network in networks.values():
@@ -46,10 +49,11 @@ def run_sets(plan: RunPlan) -> pd.DataFrame:
     """Set scores of a finished run, as a table (`bench.scores.table.SET_SCHEMA`)."""
     metrics = chosen_sets(plan)
     images = list(plan.protocol.images)
-    if any(metric.unavailable() is None for metric in metrics):
+    unfit = no_sets(plan.protocol)
+    if unfit is None and any(metric.unavailable() is None for metric in metrics):
         images = _readable(plan, images)
     cache = _cache(plan)
-    scores = score_sets(metrics, lambda network: _features(plan, images, network, cache), len(images))
+    scores = score_sets(metrics, lambda network: _features(plan, images, network, cache), len(images), unfit)
     cache.prune()
     row = {
         "protocol_id": plan.protocol.id,

@@ -15,18 +15,21 @@ if TYPE_CHECKING:
 FeatureSource = Callable[["FeatureNetwork"], FeatureSet]
 
 
-def score_sets(metrics: Sequence[SetMetric], source: FeatureSource, count: int) -> dict[str, SetScore]:
+def score_sets(
+    metrics: Sequence[SetMetric], source: FeatureSource, count: int, unfit: str | None = None
+) -> dict[str, SetScore]:
     """Scores of a set by every metric.
 
     Args:
         metrics: Set metrics. Those that share a network share its features.
         source: Gives the features by a network; only called for networks that are here.
         count: Pictures that can be scored.
+        unfit: Why the pictures are no set (`bench.scores.panel.no_sets`): then every score is null with this reason.
     """
     made: dict[str, FeatureSet] = {}
     found = {}
     for metric in metrics:
-        reason = metric.unavailable()
+        reason = unfit or metric.unavailable()
         if reason is None and count == 0:
             reason = "no picture could be scored"
         if reason is not None:

@@ -29,6 +29,8 @@ from bench.runs.journal import Journal
 from bench.runs.pictures import restored_path
 from bench.runs.plan import RunPlan, metric_names
 from bench.runs.score import all_records, score_share, scoring_batch
+from bench.runs.sets import make_features, run_sets
+from bench.scores.panel import ONE_PHOTOGRAPH_SEVERAL_TIMES
 
 PRESETS = ["blur_only", "jpeg_only", "heavy"]
 FEW = ["method=input", "data=orl_heavy_ci", "data.identities=2", "data.references=1", "data.name=few"]
@@ -278,6 +280,54 @@ def test_another_restoration_of_the_photograph_is_scored_anew_and_processes_agre
     assert changed == {own.image_id for own in plan.protocol.versions(image)}
 
 
+def _set_settings() -> dict[str, Any]:
+    return {"batch_size": 2, "seed": 0, "cache": False, **compose("run", ["method=input", "metrics=standard"])}
+
+
+def test_no_set_counts_a_photograph_several_times(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked_at(*_: Any) -> Any:
+        raise AssertionError("features were made for a set that is none")
+
+    monkeypatch.setattr("bench.runs.sets._features", looked_at)
+    plan.config = _set_settings()
+    plan.method, plan.revision = SimpleNamespace(label="made"), "0" * 12  # type: ignore[assignment]
+    make_features(plan, 0, 1)
+    table = run_sets(plan)
+    assert set(table["metric"]) == {"fid_gt", "fid_ffhq", "kid_gt"}
+    assert table["value"].isna().all()
+    assert set(table["reason"]) == {ONE_PHOTOGRAPH_SEVERAL_TIMES}
+    assert set(table["n"]) == {0}
+
+
+def test_pictures_handed_in_get_the_spreads_and_no_set_scores(
+    plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.leaderboard.accept import accept
+    from bench.leaderboard.submission import Submission
+
+    sets = ["fid_gt", "fid_ffhq", "kid_gt"]
+    monkeypatch.setattr("bench.config.read_preset", lambda group, name: {"names": ["psnr_y"], "sets": sets})
+    file = tmp_path / "few.json"
+    file.write_text(json.dumps(plan.protocol.as_dict()))
+    restored = restored_path(tmp_path, "s29/2@heavy").parents[1]
+    given: dict[str, Any] = {"protocol": str(file), "restored": restored, "method": "theirs", "reported_by": "a lab"}
+    entry = accept(Submission(**given))
+    assert set(entry["metrics"]) == {"psnr_y", *METRICS}
+    score_share(plan, 0, 1)
+    own = {value for value, _ in _values(plan, "picture_spread").values()}
+    assert entry["metrics"]["picture_spread"]["n"] == len(plan.protocol.images)
+    assert min(own) <= entry["metrics"]["picture_spread"]["mean"] <= max(own)  # type: ignore[type-var]
+    assert {name: one["reason"] for name, one in entry["set_metrics"].items()} == dict.fromkeys(
+        sets, ONE_PHOTOGRAPH_SEVERAL_TIMES
+    )
+    assert not set(sets) & set(entry["accepted"]["not_recomputed"])
+
+    restored_path(tmp_path, "s29/2@heavy").unlink()
+    partial = accept(Submission(**given, allow_incomplete=True))
+    assert partial["metrics"]["picture_spread"]["n"] == len(plan.protocol.images) - len(PRESETS)
+    assert str(tmp_path) not in json.dumps(partial)
+
+
 def test_people_are_the_unit_and_runs_can_be_tested_against_each_other() -> None:
     import pandas as pd
 
@@ -295,13 +345,30 @@ def test_people_are_the_unit_and_runs_can_be_tested_against_each_other() -> None
     assert (found["n"], found["identities"], found["higher_is_better"]) == (9, 2, False)
 
 
-def test_boards_and_reports_say_that_consistency_alone_is_no_evidence() -> None:
+@pytest.mark.parametrize("metric", ["id_change", "haarpsi"])
+def test_boards_say_that_consistency_alone_is_no_evidence(metric: str) -> None:
     from bench.leaderboard import view
 
-    column = SimpleNamespace(name="id_change", identity="id_change@1")
+    column = SimpleNamespace(name=metric, identity=f"{metric}@1")
     board: Any = SimpleNamespace(groups={}, entries=[])
     _, texts = view._footnotes([column], [], [], board)  # type: ignore[list-item]
-    assert any("perfectly consistent" in text for text in texts)
+    assert any("perfectly consistent" in text for text in texts) == (metric in METRICS)
+
+
+@pytest.mark.parametrize("metric", ["id_change", "haarpsi"])
+def test_reports_say_that_consistency_alone_is_no_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
+    from bench.report.report import write_report
+    from tests.unit import run_folders
+
+    monkeypatch.setitem(run_folders.METRICS, metric, (f"{metric}@1", metric, "", False))
+    frame = run_folders.score_frame(identities=3)
+    frame.loc[frame["metric"] == metric, "value"] = 0.25
+    run = run_folders.make_run(tmp_path / "run", frame)
+    write_report([run], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert ("perfectly consistent" in text) == (metric in METRICS)
 
 
 def test_replacing_the_preset_of_a_picture_is_noticed(protocol: Protocol, pictures: ProtocolPictures) -> None:
