@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import UsageError
-from bench.files import sha256_bytes, write_json, write_text
+from bench.files import atomic_path, sha256_bytes, write_json, write_text
 from bench.image import UnreadableImageError, read_image, write_png
 from bench.progress import counted
 from bench.protocol.card import data_root, load_card
@@ -121,9 +121,9 @@ def write_reference(
             write_png(target, crop)
         first[key] = target
     elif not (target.is_file() and target.samefile(before)):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        try:
-            os.link(before, target)
-        except OSError:
-            shutil.copyfile(before, target)
+        with atomic_path(target) as temporary:
+            temporary.unlink()  # a link takes no name that is there
+            try:
+                os.link(before, temporary)
+            except OSError:
+                shutil.copyfile(before, temporary)

@@ -123,6 +123,38 @@ def test_a_stopped_export_goes_on(
     assert digests(folder / "lq") == digests(exported / "lq")
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_reference_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, settings: DataSettings, protocol: Protocol, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    from bench.data import frozen as module
+
+    def refused(*_: object) -> None:
+        raise OSError("no links here")
+
+    def stops(_: Path, target: Path) -> None:
+        Path(target).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    pictures = module.ProtocolPictures(protocol, module.data_root(module.load_card(protocol.card), settings.root))
+    photo, first = protocol.images[0].references[0], {}  # type: ignore[var-annotated]
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    module.write_reference(pictures, photo, one, first)
+    two.write_bytes(b"of an earlier call")
+    if not links:
+        monkeypatch.setattr(module.os, "link", refused)
+        monkeypatch.setattr(module.shutil, "copyfile", stops)
+        with pytest.raises(KeyboardInterrupt):
+            module.write_reference(pictures, photo, two, first)
+        assert two.read_bytes() == b"of an earlier call"
+        monkeypatch.undo()
+        monkeypatch.setattr(module.os, "link", refused)
+    module.write_reference(pictures, photo, two, first)
+    assert two.read_bytes() == one.read_bytes()
+    assert two.samefile(one) == links
+    assert {path.name for path in tmp_path.iterdir()} == {"one.png", "two.png"}
+
+
 def test_folders_that_hold_anything_else_are_refused(
     exported: Path, tmp_path: Path, orl_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
