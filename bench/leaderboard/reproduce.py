@@ -19,6 +19,7 @@ from bench.leaderboard.variants import variant_suffix
 from bench.paths import bench_home, runs_root
 from bench.registry import method_targets
 from bench.scores.claims_file import read_results
+from bench.systems.name import system_name_of
 
 State = Literal[
     "measured", "can run", "not in this version", "weights missing", "data missing", "outputs missing", "cannot run"
@@ -26,6 +27,7 @@ State = Literal[
 SIZES = ("paper", "demo")
 #: Endings of another project's weights.
 RELEASED = (".pth", ".safetensors")
+WEIGHTS = "method.weights"
 #: The word of rows whose pictures another program makes.
 OUTPUTS = "method.root=FOLDER"
 
@@ -211,7 +213,8 @@ def _state(settings: PaperRow, data: PaperData) -> tuple[State, str, str, list[s
     weights, lacking = _weights(settings, data)
     if lacking:
         return "weights missing", lacking[0], lacking[1], []
-    words = [*words, *weights]
+    if weights:
+        words = [*(word for word in words if not word.startswith(f"{WEIGHTS}=")), *weights]
     if OUTPUTS in words:
         return "outputs missing", "the pictures of another program are needed", _outputs(settings, data, command), []
     if absent := _missing_data(str(data.name)):
@@ -242,13 +245,12 @@ def _weights(settings: PaperRow, data: PaperData) -> tuple[list[str], tuple[str,
             return [f"method.weights={path}"], None
         why = f"this ablation needs weights of its own, looked for in {path}"
         return [], (why, f"bench train {train}, then copy its weights to {path}")
-    if (model := next((word for word in settings.words if word.startswith("method.model=")), "")) != "":
-        file = bench_home() / "weights" / model.partition("=")[2]
+    if (released := settings.word(WEIGHTS)) is not None:
+        file = bench_home() / "weights" / released
         for ending in RELEASED:
-            if (path := file.with_name(file.name + ending)).is_file():
-                return [f"method.weights={path}"], None
-        needs = f"{settings.needs}; {_card(model.partition('=')[2])}"
-        return [], (f"the released file is looked for as {file}{RELEASED[0]}", needs)
+            if (path := file.with_suffix(ending)).is_file():
+                return [f"{WEIGHTS}={path}"], None
+        return [], (f"the released file is looked for as {file}", f"{settings.needs}; {_card(settings.method)}")
     if _size(name) == "none":
         return [], (
             f"no weights of {name} are here",
@@ -345,8 +347,9 @@ def _committed_id(protocol: str) -> str | None:
 
 def _label(settings: PaperRow) -> str | None:
     """Label that a board's row of these settings has, without size; None where settings alone do not tell."""
-    # Another program's pictures bear its name; a released file is looked for under the name of its network.
-    if settings.name and (system := settings.word("method.system") or settings.word("method.model")):
+    # Another program's pictures bear its name, a released network that of its file.
+    stem = Path(settings.word(WEIGHTS) or "").stem
+    if settings.name and (system := settings.word("method.system") or system_name_of(stem)):
         return f"{settings.name}+{system}"
     suffix = variant_suffix([word for word in settings.words if not word.startswith("method=")], settings.name or "")
     return None if suffix is None else f"{settings.name}{suffix}"
@@ -403,9 +406,16 @@ def _is_row(folder: Path, settings: PaperRow, data: PaperData, words: Sequence[s
     except BenchError:
         return False
     same = wanted["method"] == config["method"]
+    if settings.word(WEIGHTS) is not None:
+        # A released file is known by its name, wherever it lay when it was run.
+        same = _named(wanted["method"]) == _named(config["method"])
     if OUTPUTS in settings.words:
         same = wanted["method"]["system"] == config["method"].get("system")
     return bool(same and _choice(wanted["data"]) == _choice(config["data"]))
+
+
+def _named(method: dict[str, Any]) -> dict[str, Any]:
+    return {**method, "weights": Path(method.get("weights") or "").stem}
 
 
 @cache

@@ -14,7 +14,7 @@ from bench.errors import UsageError
 from bench.files import sha256_bytes
 from bench.image import is_picture, read_image
 from bench.method import MethodSpec, RestorationMethod
-from methods.blocks.system_name import require_system_name
+from bench.systems.name import require_system_name
 from methods.blocks.tensor_cache import file_digest
 
 WHERE = (

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bench.errors import UsageError
 from bench.method import MethodSpec
+from bench.systems.name import system_name_of
 from bench.weights.catalogue import entries
-from methods.blocks.system_name import system_name_of
 from methods.realesrgan.ncnn import read_ncnn_rrdbnet
 from methods.spandrel.module import Spandrel
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from bench.batch import FaceBatch
 from bench.errors import MissingError, UsageError
 from bench.method import MethodSpec, RestorationMethod
+from bench.systems.name import require_system_name, system_name_of
 from methods.blocks.latent_diffusion_method import require_number
-from methods.blocks.system_name import require_system_name, system_name_of
 from methods.blocks.tiling import Tiling, pad_to_multiple, tiled_decode
 
 #: Side of the aligned faces that these were trained on; the others take any size.

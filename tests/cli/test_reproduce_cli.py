@@ -91,7 +91,7 @@ def test_a_released_file_is_looked_for_by_its_name(capsys, tmp_path, monkeypatch
     monkeypatch.setenv("BENCH_HOME", str(tmp_path))
     words = ["reproduce", "pfstorer/table1", "--data", "orl_heavy_ci", "--dry-run"]
     assert main(words) == 0
-    assert "codeformer.pth" in capsys.readouterr().out
+    assert f"looked for as {tmp_path}/weights/codeformer.pth" in capsys.readouterr().out
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights/codeformer.pth").write_bytes(b"")
     assert main(words) == 0

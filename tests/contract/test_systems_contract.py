@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from bench.config import compose
 from bench.errors import UsageError
-from bench.leaderboard.papers import load_table, paper_folder, table_ids
+from bench.leaderboard.papers import PaperRow, PaperTable, load_table, paper_folder, table_ids
 from bench.leaderboard.published import read_published, references
+from bench.leaderboard.reproduce import ReproducedRow, _label, reproduce
 from bench.registry import load_method, method_targets
 from bench.systems.card import SOURCED, card, cards, cards_folder, read_card, systems_of
 from bench.systems.page import page
 from bench.weights.catalogue import entries
+from tests.unit.run_folders import make_run, score_frame
 
 NAMES = sorted(path.stem for path in cards_folder().glob("*.yaml"))
+OTHERS = ("method=spandrel", "method=precomputed")
 # Rows of the tables that are no system: what is restored, and what it is compared with.
 NO_SYSTEM = {"input", "ground_truth"}
 
@@ -57,11 +62,40 @@ def test_every_card_is_whole(name: str) -> None:
         assert title and re.sub(r"[{}]", "", title[1]) in own.paper
 
 
-def test_rows_that_wait_for_pictures_name_a_card() -> None:
+def test_rows_of_others_have_the_words_of_their_card() -> None:
     shared = yaml.safe_load((paper_folder() / "methods.yaml").read_text("utf-8"))
-    for name, row in shared.items():
-        if "method=precomputed" in row.get("words", ()):
-            assert row["words"] == card(name).words
+    others = {name for name, row in shared.items() if row.get("words", [""])[0] in OTHERS}
+    assert {"gfpgan", "codeformer", "dmdnet"} <= others
+    for name in others:
+        assert shared[name]["words"] == card(name).words
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if card(name).runs == "spandrel"])
+def test_a_run_by_the_words_of_a_card_is_found_as_the_row_and_has_its_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("BENCH_HOME", str(tmp_path))
+    monkeypatch.setenv("BENCH_RUNS", str(tmp_path / "runs"))
+    words, data = card(name).words, ["data=orl_heavy_ci"]
+    file = next(word.partition("=")[2] for word in words if word.startswith("method.weights="))
+    table = replace(load_table("refine/figure7"), rows={name: PaperRow(name, words)})
+    assert _row(table).state == "weights missing"
+    assert str(tmp_path / "weights" / file) in _row(table).reason
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / file).write_bytes(b"")
+    given = f"method.weights={tmp_path / 'weights' / file}"
+    assert _row(table).words == [*data, *(word for word in words if "weights" not in word), given]
+    label = load_method("spandrel")(compose("run", [*words, *data])["method"]).label
+    other = [*words, *data, "method.weights=another.pth"]
+    for folder, composed in (("theirs", other), ("own", [*words, *data])):
+        run = make_run(tmp_path / "runs/orl_heavy_ci" / folder, score_frame(label), protocol="orl_heavy_ci")
+        (run / "config.yaml").write_text(yaml.safe_dump(compose("run", composed)))
+    assert Path(str(_row(table).source)).name == "own"
+    assert _label(table.rows[name]) == label
+
+
+def _row(table: PaperTable) -> ReproducedRow:
+    return reproduce(table, "orl_heavy_ci").rows[0]
 
 
 def test_the_page_is_up_to_date() -> None:
