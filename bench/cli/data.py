@@ -192,19 +192,22 @@ def _export(arguments: argparse.Namespace) -> int:
     layout = layout_for(arguments.system, arguments.layout)
     protocol, settings = _frozen(arguments)
     done = export_protocol(protocol, settings, layout, arguments.output, arguments.system)
+    own = None if arguments.system is None else card(arguments.system)
+    reading = ["method=precomputed", "method.system=NAME", "method.root=OUT"] if own is None else own.reading
+    words = [*reading, *arguments.overrides]
     if arguments.json:
-        _print_json({**json.loads((done.folder / MANIFEST).read_text("utf-8")), "output": str(done.folder)})
+        manifest = json.loads((done.folder / MANIFEST).read_text("utf-8"))
+        _print_json({**manifest, "output": str(done.folder), "run": words})
         return 0
     kept = f", {done.kept} were there already" if done.kept else ""
     print(f"{protocol.name} {protocol.id} as {layout}: {done.written} pictures written to {done.folder}{kept}")
-    own = None if arguments.system is None else card(arguments.system)
     for trap in own.traps if own else ():
         print(f"note: {trap}")
     if own is not None and own.program:
         print(f"then: {own.program.replace('FOLDER', str(done.folder))}")
-    data = " ".join(word for word in arguments.overrides)
-    name = arguments.system or "NAME"
-    print(f"then: bench run method=precomputed method.system={name} method.root=OUT {data}")
+    if own is not None:
+        print(f"it writes: {own.gives or 'not known (' + own.unverified['gives'] + ')'}")
+    print(f"then: bench run {' '.join(words)}")
     return 0
 
 

@@ -19,6 +19,7 @@ from bench.leaderboard.variants import variant_suffix
 from bench.paths import bench_home, runs_root
 from bench.registry import method_targets
 from bench.scores.claims_file import read_results
+from bench.systems.card import card
 from bench.systems.name import system_name_of
 
 State = Literal[
@@ -227,7 +228,8 @@ def _outputs(settings: PaperRow, data: PaperData, command: str) -> str:
     """How the pictures of another program become a row; its card has the rest."""
     system = settings.word("method.system")
     export = f"bench data export {' '.join(data.words)} --for {system} -o FOLDER"
-    return f"{export}; {settings.needs}; {command.replace(OUTPUTS, 'method.root=OUT')}; {_card(system)}"
+    results = " ".join(card(str(system)).results or ["method.root=OUT"])
+    return f"{export}; {settings.needs}; {command.replace(OUTPUTS, results)}; {_card(system)}"
 
 
 def _card(system: str | None) -> str:

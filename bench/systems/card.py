@@ -27,7 +27,7 @@ LAYOUTS = {
     "list": "the LQ pictures, folders of references, and list.txt: LQ, folder of references, folder of landmarks",
 }
 #: Fields that are null where nothing is known, and otherwise have their source.
-SOURCED = ("repository", "weights", "licence", "training_code", "layout", "program", "gives")
+SOURCED = ("repository", "weights", "licence", "training_code", "layout", "program", "gives", "results")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class SystemCard:
         layout: What its program reads; a key of `LAYOUTS`.
         program: Its command for the folder that `bench data export` writes, FOLDER, into a folder OUT.
         gives: What it writes, where that needs a word.
+        results: Words of `bench run` that find what it writes: `method.root`, and `method.suffix` where it adds one.
         traps: What goes wrong, a sentence each.
         catalogue: Names in the weights catalogue that a method of this name takes its weights from.
         sources: For each of `SOURCED` that is known, where it was read.
@@ -70,6 +71,7 @@ class SystemCard:
     layout: str | None
     program: str | None
     gives: str | None
+    results: list[str] | None
     traps: list[str]
     catalogue: list[str]
     sources: dict[str, str]
@@ -79,6 +81,11 @@ class SystemCard:
     def command(self) -> str:
         """The words of `bench run` in one line."""
         return f"bench run {' '.join(self.words)} data=NAME"
+
+    @property
+    def reading(self) -> list[str]:
+        """The words of `bench run` that read the pictures its own program wrote, without those of the data."""
+        return ["method=precomputed", f"method.system={self.name}", *(self.results or ["method.root=OUT"])]
 
 
 def cards_folder() -> Path:

@@ -69,18 +69,22 @@ def _section(one: SystemCard) -> list[str]:
         ("writes", one.gives),
     ]
     lines += [f"- {what}: {fact}" for what, fact in facts if fact and fact != "-"]
-    lines += [f"- not known: {what.replace('_', ' ')} ({why})" for what, why in one.unverified.items()]
+    unknown = {what: why for what, why in one.unverified.items() if what != "results"}
+    lines += [f"- not known: {what.replace('_', ' ')} ({why})" for what, why in unknown.items()]
     lines += [f"- trap: {trap}" for trap in one.traps]
     lines += ["", "```", *_commands(one), "```"]
     return lines
 
 
 def _commands(one: SystemCard) -> list[str]:
-    words = one.command
     if one.runs != "precomputed":
-        return [words]
+        return [one.command]
     export = f"bench data export data=NAME {f'--for {one.name}' if one.layout else '--layout LAYOUT'} -o FOLDER"
-    return [export, one.program or "...        # its program: FOLDER into OUT", words.replace("=FOLDER", "=OUT")]
+    return [
+        export,
+        one.program or "...        # its program: FOLDER into OUT",
+        f"bench run {' '.join(one.reading)} data=NAME",
+    ]
 
 
 def _reported(one: SystemCard, papers: dict[str, PublishedPaper]) -> list[str]:

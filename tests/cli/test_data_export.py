@@ -15,9 +15,11 @@ import pytest
 from bench.cli.main import main
 from bench.config import compose
 from bench.data.export import export_protocol, layout_for, plan_export
+from bench.data.frozen import WrittenProtocol
 from bench.errors import UsageError
 from bench.protocol.freeze import load_protocol
 from bench.protocol.protocol import DataSettings, Protocol
+from bench.systems.card import cards
 
 DATA = "data=orl_heavy_ci"
 SHORT = [DATA, "leaderboard=false", "metrics.names=[psnr_y,haarpsi]", "metrics.sets=[]"]
@@ -92,6 +94,45 @@ def test_what_a_program_makes_of_it_is_scored(
         tables.append(pd.read_parquet(tmp_path / name / "scores.parquet").set_index(["metric", "image_id"])["value"])
     pd.testing.assert_series_equal(tables[0].sort_index(), tables[1].sort_index(), atol=1e-6)
     assert '"precomputed+copies"' in capsys.readouterr().out
+
+
+def listing(capsys: pytest.CaptureFixture[str], system: list[str], folder: Path) -> list[str]:
+    """The lines that an export for a system prints."""
+    capsys.readouterr()
+    assert main(["data", "export", DATA, *system, "-o", str(folder)]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("name", sorted(cards()))
+def test_an_export_says_what_is_written_and_the_words_that_read_it(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("bench.data.export.export_protocol", lambda *_: WrittenProtocol(exported, 0, 12))
+    own = cards()[name]
+    lines = listing(capsys, ["--for", name, "--layout", own.layout or "flat"], tmp_path)
+    assert {f"note: {trap}" for trap in own.traps} <= set(lines)
+    assert lines[-2] == f"it writes: {own.gives or 'not known (' + own.unverified['gives'] + ')'}"
+    results = " ".join(own.results or ["method.root=OUT"])
+    assert lines[-1] == f"then: bench run method=precomputed method.system={name} {results} {DATA}"
+
+
+def test_the_words_that_an_export_prints_read_the_pictures(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its program would, names get what DMDNet adds; the printed words alone find them."""
+    monkeypatch.chdir(tmp_path)
+    last = listing(capsys, ["--for", "dmdnet"], exported)[-1]
+    words = last.removeprefix("then: bench run ").split()
+    root = next(word.partition("=")[2] for word in words if word.startswith("method.root="))
+    (tmp_path / root).mkdir()
+    for path in (exported / "lq").iterdir():
+        shutil.copyfile(path, tmp_path / root / f"{path.stem}_GS.png")
+        (tmp_path / root / f"{path.stem}_G.png").write_bytes(b"the generic result")
+    short = [word for word in SHORT if word != DATA]
+    assert main(["run", *words, *short, f"run_dir={tmp_path / 'run'}", "--json"]) == 0
+    scores = pd.read_parquet(tmp_path / "run" / "scores.parquet")
+    assert scores["value"].notna().all()
+    assert set(scores["method"]) == {"precomputed+dmdnet"}
 
 
 def test_a_stopped_export_goes_on(

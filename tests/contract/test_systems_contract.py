@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bench.cli.ls import _methods
 from bench.config import compose
 from bench.errors import UsageError
 from bench.leaderboard.papers import PaperRow, PaperTable, load_table, paper_folder, table_ids
@@ -45,7 +46,8 @@ def test_a_row_may_stand_for_two_systems() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_card_is_whole(name: str) -> None:
     own = card(name)
-    assert own.title and own.paper and own.traps is not None
+    assert all(line == line.strip() != "" for line in (own.title, own.paper, *own.traps))
+    assert len(own.traps) == len(set(own.traps))
     assert all(source.strip() for source in (*own.sources.values(), *own.unverified.values()))
     assert set(own.sources) | set(own.unverified) == set(SOURCED)
     assert own.repository is None or re.fullmatch(r"[\w.-]+/[\w.-]+", own.repository)
@@ -54,12 +56,29 @@ def test_every_card_is_whole(name: str) -> None:
     assert (method in ("spandrel", "precomputed")) == (own.runs != "native")
     if own.runs == "precomputed":
         assert own.words == ["method=precomputed", f"method.system={name}", "method.root=FOLDER"]
+    if own.results is not None:
+        assert own.gives, "words that find what nobody said is written"
+        assert all(word.partition("=")[0] in ("method.root", "method.suffix") for word in own.results)
+        settings = compose("run", [*own.reading, "data=orl_heavy_ci"])["method"]
+        folder, suffix = str(settings["root"]), settings["suffix"]
+        assert "NAME" + suffix in own.gives or "suffix " + suffix in own.gives or not suffix
+        assert folder == "OUT" or folder in own.gives
     if own.catalogue:
         assert set(own.catalogue) <= set(entries())
         assert load_method(method).spec.weights in own.catalogue
     if name in references():
         title = re.search(r"^  title = \{(.*)\},$", references()[name], re.MULTILINE)
         assert title and re.sub(r"[{}]", "", title[1]) in own.paper
+
+
+def test_what_a_picture_without_a_face_does_is_told_of_each_program() -> None:
+    """main_test.py of DMDNet goes on with the next line; that of ASFFNet512 counts the faces of None and ends."""
+
+    def told(name: str) -> str:
+        return next(trap for trap in card(name).traps if "no face is found" in trap)
+
+    assert "is left out" in told("dmdnet")
+    assert "ends the whole program" in told("asffnet") and "left out" not in told("asffnet")
 
 
 def test_rows_of_others_have_the_words_of_their_card() -> None:
@@ -125,4 +144,19 @@ def test_a_card_that_says_too_little_or_too_much_is_refused(
 def test_an_unknown_system_is_explained() -> None:
     with pytest.raises(UsageError, match="Did you mean 'dmdnet'"):
         card("dmdnett")
-    assert len(cards()) == len(NAMES)
+
+
+def test_cards_are_those_of_their_files_and_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("dmdnet", "made_up"):
+        (tmp_path / f"{name}.yaml").write_text((cards_folder() / "dmdnet.yaml").read_text("utf-8"))
+    (tmp_path / "README.md").write_text("no card")
+    monkeypatch.setattr("bench.systems.card.cards_folder", lambda: tmp_path)
+    cards.cache_clear()
+    try:
+        found = cards()
+        listed = {row["name"]: row for row in _methods()}
+    finally:
+        cards.cache_clear()
+    assert list(found) == ["dmdnet", "made_up"]
+    assert found["made_up"].name == "made_up" and found["made_up"].reading[1] == "method.system=made_up"
+    assert listed["made_up"]["title"] == "DMDNet" and "asffnet" not in listed
