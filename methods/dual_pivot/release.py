@@ -35,7 +35,7 @@ EXAMPLES = """examples:
   python -m methods.dual_pivot.release v1_face.pth --cleaner face_swinir_v1.ckpt -o dual_pivot_paper.safetensors
 
 v1_face.pth holds the ControlNet alone; the UNet is then that of Stable Diffusion 2.1 (base), looked for as a run does.
-Get it with: hf download lxq007/DiffBIR-v2 v1_face.pth
+Get it with: hf download lxq007/DiffBIR-v2 v1_face.pth --local-dir .
 Licence: Apache-2.0"""
 
 
