@@ -17,7 +17,8 @@ EXAMPLES = """examples:
 Photographs are taken as they come: they are turned as their EXIF says, faces are found, cut out the way the method's
 weights want them, restored, and put back with a soft edge. All else stays as it is, unless --background restores it.
 Size, format, EXIF, colour profile and transparency are kept; XMP and a thumbnail in the EXIF, which tell of the old
-picture, are not. Results have 8 bits per channel. Files of several pages fail: split them first. References are photographs too. before_after.html in the output (beside a single file) shows what was done.
+picture, are not. Results have 8 bits per channel. Files of several pages fail: split them first. References are
+photographs too. before_after.html in the output (beside a single file) shows what was done.
 
 Whom --faces restores by default: with --reference the face that is most like the references (matching); with
 --personal, which holds no picture to know anybody by, the largest; without either all. References are used for faces
