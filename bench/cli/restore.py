@@ -31,6 +31,12 @@ Weights of size demo have seen grey faces only: they restore the lightness, and 
 --aligned takes pictures that are aligned faces already, as they are, references too; methods that work in tiles then
 take any size and restore all of it, and results are PNGs.
 
+No input is ever overwritten. A file that is there already is replaced if it is an earlier result as it was written, so
+that the same call can be made again; any other is not, unless --overwrite is given, and nothing is restored then.
+before_after.html stays while it shows other photographs; the new page is before_after_2.html.
+
+--class-word tells a method that is told by text, such as dual_pivot, what to call a person whom it learns.
+
 A photograph that fails, such as one without a face, stops no other: the exit code is then 4, and it is not written."""
 
 SHOWN = 20
@@ -41,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "bench restore PICTURE|FOLDER|PATTERN [...] --method NAME [--reference FILE [FILE ...] | --personal FILE]\n"
         "                     -o OUT [--faces all|largest|matching] [--background NAME] [--scale N] [--aligned]\n"
-        "                     [--class-word WORD] [--seed N] [key=value ...] [--json]"
+        "                     [--class-word WORD] [--overwrite] [--seed N] [key=value ...] [--json]"
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="photographs, folders of them, or patterns")
     parser.add_argument("--method", metavar="NAME", help="the method; method=NAME is the same")
@@ -76,6 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="person",
         metavar="WORD",
         help="man, woman, ...: of a person who is learnt by a method that is told by text",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that are there already and are no earlier results"
     )
     parser.add_argument("--seed", type=int, help="seed of the restoration (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -112,11 +121,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.aligned:
         from bench.runs.own_person import restore_own
 
-        result = restore_own(config, pictures, output, personal, references, arguments.scale, arguments.class_word)
+        result = restore_own(
+            config,
+            pictures,
+            output,
+            personal,
+            references,
+            arguments.scale,
+            arguments.class_word,
+            arguments.overwrite,
+        )
     else:
         from bench.runs.own_photographs import Wish, restore_photographs
 
-        wish = Wish(arguments.faces, arguments.scale, background, arguments.class_word)
+        wish = Wish(arguments.faces, arguments.scale, background, arguments.class_word, arguments.overwrite)
         result = restore_photographs(config, pictures, output, personal, references, wish)
     if arguments.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from bench.files import write_text
 from bench.photographs.face_crop import FaceCrop
 from bench.report.pictures import PictureBook
 from bench.report.report import render
@@ -124,9 +122,9 @@ class Page:
             )
         )
 
-    def write(self, path: Path) -> None:
-        """Writes the page atomically."""
-        text = render(
+    def html(self) -> str:
+        """The page."""
+        return render(
             "before_after.html",
             method=self.method,
             caution=self.caution,
@@ -135,7 +133,6 @@ class Page:
             left_out=self.left_out,
             scripts=("before_after.js",),
         )
-        write_text(path, text)
 
     def _address(self, pixels: np.ndarray, side: int | None = None) -> str:
         return self._book.addresses[self._book.add(pixels, side)]

@@ -27,6 +27,7 @@ from bench.runs.own_pictures import (
     say,
     tasks_of,
 )
+from bench.runs.own_results import require_replaceable
 from bench.runs.personalise import learn
 from bench.runs.plan import build_method
 from bench.runs.reference_photographs import crops_of, read_and_tell
@@ -176,6 +177,7 @@ def restore_own(
     references: Sequence[Path] = (),
     scale: float = 1.0,
     class_word: str = "person",
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Restores aligned pictures with whatever the method needs of the person on them.
 
@@ -187,13 +189,14 @@ def restore_own(
         references: Pictures of the person, for a method that reads or learns them.
         scale: How much the pictures are enlarged first, bicubically.
         class_word: What a person who is learnt is called.
+        overwrite: Whether files that are no earlier results may be replaced.
 
     Returns:
         `method`, `method_revision`, `seed`, `person` (key of the state, or None), `pictures` (see
         `own_pictures.Restored`), `failed`, `peak_memory_mb` and `output`.
 
     Raises:
-        UsageError: The inputs do not suit the method, or an output would overwrite one.
+        UsageError: The inputs do not suit the method, or an output would overwrite one or another file.
         MissingError: Weights are absent.
     """
     if personal is not None:
@@ -202,7 +205,9 @@ def restore_own(
         raise UsageError("--personal and --reference are both given. A person is learnt already, or from references.")
     tasks, unreadable = tasks_of(pictures, output)
     inputs = [*(task.path for task in tasks), *references, *([personal] if personal is not None else [])]
-    require_no_input([task.target for task in tasks], inputs)
+    targets = [task.target for task in tasks]
+    require_no_input(targets, inputs)
+    require_replaceable(targets, overwrite)
     state = read_state(personal) if personal is not None else None
     read = read_references(references)
     workplace = Workplace(config["trainer"])

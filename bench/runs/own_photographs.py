@@ -14,7 +14,6 @@ from torch import Tensor
 
 from bench.errors import BenchError, MissingError, UsageError
 from bench.faces.detector import Face
-from bench.files import write_bytes
 from bench.image import MAXIMUM_PIXELS, SUFFIXES
 from bench.method import RestorationMethod
 from bench.personal_state import PersonalState, read_state
@@ -40,6 +39,7 @@ from bench.runs.own_pictures import (
     say,
     tasks_of,
 )
+from bench.runs.own_results import page_path, require_replaceable, write_result
 from bench.runs.plan import build_method
 from bench.runs.reference_photographs import crops_of, read_and_tell, working_side
 
@@ -56,12 +56,14 @@ class Wish:
         scale: How much the photographs are enlarged.
         background: The composed configuration of the method that restores the rest of a photograph, or None.
         class_word: What a person who is learnt is called.
+        overwrite: Whether files that are no earlier results may be replaced.
     """
 
     faces: str | None = None
     scale: float = 1.0
     background: dict[str, Any] | None = None
     class_word: str = "person"
+    overwrite: bool = False
 
 
 @dataclass
@@ -113,7 +115,7 @@ def restore_photographs(
         them, or None.
 
     Raises:
-        UsageError: The inputs do not suit the method, or an output would overwrite one.
+        UsageError: The inputs do not suit the method, or an output would overwrite one or another file.
         MissingError: Weights are absent.
     """
     if personal is not None:
@@ -121,9 +123,11 @@ def restore_photographs(
     if personal is not None and references:
         raise UsageError("--personal and --reference are both given. A person is learnt already, or from references.")
     tasks, unreadable = tasks_of(pictures, output, keep_format=True)
-    page = _page_path(tasks, output)
+    targets = [task.target for task in tasks]
+    page = page_path(_page_path(tasks, output), targets, wish.overwrite)
     inputs = [*(task.path for task in tasks), *references, *([personal] if personal is not None else [])]
-    require_no_input([*(task.target for task in tasks), page], inputs)
+    require_no_input([*targets, page], inputs)
+    require_replaceable(targets, wish.overwrite)
     person = _Person(state=read_state(personal) if personal is not None else None)
     shown = read_and_tell(references)
     workplace = Workplace(config["trainer"])
@@ -142,7 +146,7 @@ def restore_photographs(
     run = _Run(method, background, workplace, person, faces, wish.scale, seed, shown_page)
     result = run.restore_all(tasks)
     if result.written:
-        run.page.write(page)
+        write_result(page, run.page.html().encode(), targets)
     return {
         "method": method.label,
         "method_revision": revision,
@@ -268,7 +272,7 @@ class _Run:
             except Exception as error:
                 result.failed[str(task.path)] = f"Restoration failed: {type(error).__name__}: {error}"
             else:
-                write_bytes(task.target, done.content)
+                write_result(task.target, done.content)
                 self.page.add(done.pair)
                 result.written.append(done.record | {"seconds": seconds})
             progress.advance()

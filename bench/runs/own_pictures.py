@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from bench.batch import FaceBatch
 from bench.degradation.folder import list_pictures, output_paths
 from bench.errors import BenchError, MissingError, UsageError
-from bench.image import MAXIMUM_PIXELS, SUFFIXES, read_image, write_png
+from bench.image import MAXIMUM_PIXELS, SUFFIXES, encode_png, read_image
 from bench.method import RestorationMethod
 from bench.progress import Progress
+from bench.runs.own_results import write_result
 from bench.runs.performance import resident_peak_mb
 from bench.runs.trainer import trainer_options
 from bench.seeds import derive_seed
@@ -278,7 +279,7 @@ def restore_all(
             result.failed[str(task.path)] = f"Restoration failed: {type(error).__name__}: {error}"
         else:
             pixels = picture.mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-            write_png(task.target, pixels)
+            write_result(task.target, encode_png(pixels))
             result.written.append(
                 {
                     "picture": str(task.path),

@@ -259,6 +259,11 @@ def test_an_input_is_never_overwritten(
         error = capsys.readouterr().err
         assert "overwritten" in error or "overlaps" in error, error
     assert {**tree(photos), anna[0]: Path(anna[0]).read_bytes()} == before
+    (photos / "other.png").write_bytes(b"mine")
+    words = ["restore", str(face), "--method", "input", "--aligned", "-o", str(photos / "other.png")]
+    assert main(words) == 2 and (photos / "other.png").read_bytes() == b"mine"
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0 and read_image(photos / "other.png").shape == (128, 128, 3)
     # Beside the input, and over an earlier result, it may be written.
     for _ in range(2):
         assert main(["restore", str(face), "--method", "input", "-o", str(photos / "new.png")]) == 0

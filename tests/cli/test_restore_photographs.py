@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -211,11 +212,11 @@ def test_a_full_disk_ends_the_call(
     shutil.copy(shots / "group.png", shots / "group2.png")
     tries = []
 
-    def full(target: Path, content: bytes) -> None:
+    def full(target: Path, content: bytes, shows: Sequence[Path] = ()) -> None:
         tries.append(target)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("bench.runs.own_photographs.write_bytes", full)
+    monkeypatch.setattr("bench.runs.own_photographs.write_result", full)
     assert main(["restore", str(shots), "method=authface", "--faces", "largest", "-o", str(tmp_path / "out")]) != 4
     error = capsys.readouterr().err
     assert len(tries) == 1 and "No space left" in error and "failed:" not in error
@@ -242,6 +243,32 @@ def test_inputs_are_never_overwritten(tmp_path: Path, shots: Path, capsys: pytes
         error = capsys.readouterr().err
         assert "overwritten" in error or "overlaps" in error
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_only_earlier_results_are_replaced(tmp_path: Path, shots: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "Pictures"
+    out.mkdir()
+    theirs, page = out / "group.png", out / "before_after.html"
+    theirs.write_bytes(b"mine")
+    words = ["restore", str(shots / "group.png"), "method=authface", "--faces", "largest", "-o", str(out)]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert str(theirs) in error and "--overwrite" in error
+    assert theirs.read_bytes() == b"mine" and not page.exists()
+    assert main([*words, "--overwrite"]) == 0
+    first = page.read_bytes()
+    # The same call again replaces its own results and page.
+    assert main(words) == 0
+    assert {path.name for path in out.iterdir()} == {"group.png", "before_after.html"}
+    # Another photograph gets a page of its own.
+    shutil.copy(shots / "group.png", shots / "other.png")
+    assert main(["restore", str(shots / "other.png"), *words[2:]]) == 0
+    assert page.read_bytes() == first and b"other.png" in (out / "before_after_2.html").read_bytes()
+    # A result that was changed since is somebody's.
+    with theirs.open("ab") as stream:
+        stream.write(b"edited")
+    assert main(words) == 2
+    assert theirs.read_bytes().endswith(b"edited")
 
 
 def test_alpha_and_grey_and_size_are_kept(tmp_path: Path, shots: Path, group: np.ndarray, orl_root: Path) -> None:
