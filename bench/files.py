@@ -1,12 +1,12 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one.
+
+Listings import this and write nothing: packages are imported where they are used.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     On an exception the temporary file is removed and `target` is left as it was.
     """
+    import tempfile
+
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".partial-", suffix=target.suffix)
     os.close(handle)
@@ -43,15 +45,21 @@ def write_text(target: Path, content: str) -> None:
 
 def write_json(target: Path, content: Any) -> None:
     """Writes JSON atomically: two-space indent, keys in the given order, closing newline."""
+    import json
+
     write_text(target, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def sha256_bytes(content: bytes) -> str:
     """SHA-256 of bytes as lower-case hexadecimal digits."""
+    import hashlib
+
     return hashlib.sha256(content).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content, read in blocks."""
+    import hashlib
+
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -271,5 +270,7 @@ def _locks() -> dict[str, str]:
     path = weights_folder() / "locks.json"
     if not path.is_file():
         return {}
+    import json
+
     content: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     return content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -129,6 +128,8 @@ def write_weights(path: Path, method: RestorationMethod, dtype: str, metadata: d
 
 def _sort_metadata(path: Path) -> None:
     """Sorts the metadata in a file's header, in place: safetensors writes them in an order that chance decides."""
+    import json
+
     with path.open("r+b") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header: dict[str, Any] = json.loads(stream.read(length))
@@ -143,4 +144,6 @@ def _sort_metadata(path: Path) -> None:
 
 
 def _text(value: Any) -> str:
+    import json
+
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
