@@ -23,6 +23,7 @@ FIRST_ORDER = {
     "codeformer_small": ([0.1, 10], [1, 12], [0, 15], [60, 100]),
     "stablesr_face": ([0.1, 15], [0.8, 32], [0, 20], [30, 100]),
     "diffbir": ([0.1, 12], [1, 12], [0, 15], [30, 100]),
+    "dual_pivot": ([0.1, 10], [0.8, 8], [0, 20], [60, 100]),
     "faceme": ([0.2, 10], [1, 16], [0, 15], [30, 100]),
     "refldm_train": ([0.1, 16], [1, 32], [0, 20], [30, 100]),
     "ffhqref_moderate": ([0.1, 8], [1, 8], [0, 15], [60, 100]),
@@ -184,9 +185,26 @@ def test_redegnet_has_the_published_lengths_at_the_sources_size() -> None:
     assert [step["probability"] for step in _named("redegnet", "maybe")] == [0.8, 0.8, 0.9, 0.9]
 
 
+#: Ours, of one damage and one strength each; the operators beside what every preset ends with.
+ONE_DAMAGE = {
+    "blur_only": ["gaussian_blur"],
+    "downscale_only": ["downscale", "resize_back"],
+    "jpeg_only": ["jpeg"],
+    "noise_only": ["gaussian_noise"],
+}
+
+
+@pytest.mark.parametrize("name", ONE_DAMAGE)
+def test_presets_of_one_damage_have_no_other_and_no_range(name: str) -> None:
+    steps = read_preset("degradation", name)["steps"]
+    assert [step["operator"] for step in steps] == [*ONE_DAMAGE[name], "quantise"]
+    ranges = [value for step in steps for value in step.values() if isinstance(value, list)]
+    assert all(low == high for low, high in ranges)
+
+
 def test_every_preset_is_compared() -> None:
     others = {"bsrgan", "bicubic_x4", "bicubic_x8", "bicubic_x16", "diffface_grid", "redegnet"}
-    assert {*FIRST_ORDER, *SECOND_ORDER, *others} == set(group_choices("degradation"))
+    assert {*FIRST_ORDER, *SECOND_ORDER, *ONE_DAMAGE, *others} == set(group_choices("degradation"))
 
 
 @pytest.mark.parametrize(
