@@ -10,7 +10,7 @@ import torch
 from bench.errors import UsageError, unknown_name
 from methods.authface.losses import time_weight
 from methods.blocks.base_models import base_model
-from methods.blocks.latent_diffusion_method import require_number
+from methods.blocks.latent_diffusion_method import require_betas, require_number
 from methods.blocks.optimisers import KINDS
 
 PRIORS = ("face", "sdxl")
@@ -92,7 +92,7 @@ def _require_loss(losses: Mapping[str, Any], discriminator: Mapping[str, Any]) -
     for key in ("width", "patch"):
         require_number(f"discriminator.{key}", discriminator[key], 4, whole=True)
     require_number("discriminator.learning_rate", discriminator["learning_rate"], 0)
-    _require_betas("discriminator", discriminator["betas"])
+    require_betas("discriminator", discriminator["betas"])
 
 
 def _require_optimiser(optimiser: Mapping[str, Any]) -> None:
@@ -102,11 +102,4 @@ def _require_optimiser(optimiser: Mapping[str, Any]) -> None:
         require_number(f"optimiser.{key}", optimiser[key], 0)
     require_number("optimiser.warm_up", optimiser["warm_up"], 0, whole=True)
     require_number("optimiser.decay_after", optimiser["decay_after"], 0, 1)
-    _require_betas("optimiser", optimiser["betas"])
-
-
-def _require_betas(key: str, betas: Any) -> None:
-    if not isinstance(betas, list) or len(betas) != 2:
-        raise UsageError(f"method.{key}.betas must be two numbers, such as [0.9,0.99]: {betas!r}.")
-    for beta in betas:
-        require_number(f"{key}.betas", beta, 0, 0.999999)
+    require_betas("optimiser", optimiser["betas"])

@@ -53,6 +53,18 @@ def require_number(key: str, value: Any, least: float, most: float = math.inf, w
         raise UsageError(f"method.{key} must be {number} {limits}, got {value!r}.")
 
 
+def require_betas(key: str, betas: Any) -> None:
+    """Checks the setting `method.<key>.betas` of an Adam.
+
+    Raises:
+        UsageError: It is not two numbers below 1.
+    """
+    if not isinstance(betas, list) or len(betas) != 2:
+        raise UsageError(f"method.{key}.betas must be two numbers, such as [0.9,0.99]: {betas!r}.")
+    for beta in betas:
+        require_number(f"{key}.betas", beta, 0, 0.999999)
+
+
 class LatentDiffusionMethod(CountedTraining, RestorationMethod):
     """A method whose network denoises latents.
 

@@ -1,4 +1,4 @@
-"""AdamW in the forms that large networks are trained with."""
+"""AdamW in the forms that large networks are trained with, and what an optimiser has gathered as tensors of a file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.errors import MissingError
 
@@ -40,3 +41,31 @@ def adamw(groups: Sequence[dict[str, Any]], options: Mapping[str, Any]) -> torch
         ) from error
     optimiser: torch.optim.Optimizer = AdamW8bit(list(groups), **common)
     return optimiser
+
+
+def copied(value: Any) -> Tensor:
+    """A tensor or number as a tensor of its own on the CPU."""
+    return torch.as_tensor(value).detach().to("cpu", copy=True)
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser has gathered, as tensors that a file can hold: `optimiser.<number of the parameter>.<name>`."""
+    found: dict[str, Tensor] = {}
+    for number, state in optimiser.state_dict()["state"].items():
+        found |= {f"optimiser.{number}.{name}": copied(value) for name, value in state.items()}
+    return found
+
+
+def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Loads what `optimiser_tensors` gave, from among other tensors.
+
+    Raises:
+        ValueError: They are of other parameters.
+    """
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, _, rest = key.partition(".")
+        if kind == "optimiser":
+            number, _, name = rest.partition(".")
+            states.setdefault(int(number), {})[name] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": states})

@@ -16,6 +16,7 @@ from bench.personal_state import UnfinishedError
 from bench.seeds import derive_seed
 from methods.blocks.diffusion_objective import NoisyLatents, add_noise
 from methods.blocks.learning_rate import learning_rate
+from methods.blocks.optimisers import copied, load_optimiser_tensors, optimiser_tensors
 from methods.blocks.personal_samples import PersonalSamples
 from methods.blocks.sampling import ModelCall, Sampler, sampling_preset
 from methods.blocks.tensor_cache import cached_tensors
@@ -123,10 +124,8 @@ class PersonalTuning:
         """All that going on needs, on the CPU."""
         found = {"pivot": torch.tensor(self.position), "iteration": torch.tensor(self.iteration)}
         for pivot in self.pivots[: self.position + 1]:
-            found |= {f"network.{name}": _copied(value) for name, value in pivot.parameters.items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            found |= {f"optimiser.{number}.{key}": _copied(value) for key, value in state.items()}
-        return found
+            found |= {f"network.{name}": copied(value) for name, value in pivot.parameters.items()}
+        return found | optimiser_tensors(self.optimiser)
 
     def go_on(self, unfinished: Mapping[str, Tensor]) -> None:
         """Goes on from what `unfinished` gave.
@@ -141,13 +140,7 @@ class PersonalTuning:
                 for pivot in self.pivots[: self.position + 1]:
                     for name, parameter in pivot.parameters.items():
                         parameter.copy_(unfinished[f"network.{name}"])
-            states: dict[int, dict[str, Tensor]] = {}
-            for key, value in unfinished.items():
-                kind, _, rest = key.partition(".")
-                if kind == "optimiser":
-                    number, _, name = rest.partition(".")
-                    states.setdefault(int(number), {})[name] = value
-            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": states})
+            load_optimiser_tensors(self.optimiser, unfinished)
             self.iteration = int(unfinished["iteration"])
         except (RuntimeError, KeyError, ValueError, IndexError) as error:
             reason = str(error).splitlines()[0]
@@ -349,7 +342,3 @@ class PersonalTuning:
         for pivot in self.pivots[1:]:
             found |= {name: value.detach().to("cpu", kind) for name, value in pivot.parameters.items()}
         return found | {"text": self.text[0].to("cpu", kind)}
-
-
-def _copied(value: Any) -> Tensor:
-    return torch.as_tensor(value).detach().to("cpu", copy=True)

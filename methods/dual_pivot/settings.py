@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.errors import UsageError, unknown_name
-from methods.blocks.latent_diffusion_method import require_number
+from methods.blocks.latent_diffusion_method import require_betas, require_number
 
 TUNES = ("both", "textual", "nothing")
 WHERE = ("in_context", "out_of_context")
@@ -63,10 +63,7 @@ def _require_tuning(own: Mapping[str, Any]) -> None:
     require_number("personalisation.schedule.warm_up", own["schedule"]["warm_up"], 0, whole=True)
     require_number("personalisation.schedule.decay_after", own["schedule"]["decay_after"], 0, 1)
     require_number("personalisation.weight_decay", own["weight_decay"], 0)
-    if not isinstance(own["betas"], list) or len(own["betas"]) != 2:
-        raise UsageError(f"method.personalisation.betas must be two numbers, such as [0.9,0.99]: {own['betas']!r}.")
-    for beta in own["betas"]:
-        require_number("personalisation.betas", beta, 0, 0.999999)
+    require_betas("personalisation", own["betas"])
     if not isinstance(own["degradation"], str):
         raise UsageError(
             f"method.personalisation.degradation must be the name of a preset, got {own['degradation']!r}."

@@ -27,7 +27,7 @@ from methods.blocks.colour_fix import colour_fix
 from methods.blocks.diffusion_objective import NoisyLatents
 from methods.blocks.earlier_weights import read_earlier_weights
 from methods.blocks.latent_diffusion import load_base
-from methods.blocks.latent_diffusion_method import LatentDiffusionMethod, require_number
+from methods.blocks.latent_diffusion_method import LatentDiffusionMethod, require_betas, require_number
 from methods.blocks.personal_samples import PersonalSamples
 from methods.blocks.sampling import ModelCall
 from methods.blocks.self_ensemble import mean_over_mirror
@@ -131,10 +131,7 @@ class PFStorer(LatentDiffusionMethod):
             require_number(f"personalisation.learning_rates.{key}", rate, 0)
         require_number("personalisation.schedule.warm_up", own["schedule"]["warm_up"], 0, whole=True)
         require_number("personalisation.schedule.decay_after", own["schedule"]["decay_after"], 0, 1)
-        if not isinstance(own["betas"], list) or len(own["betas"]) != 2:
-            raise UsageError(f"method.personalisation.betas must be two numbers, such as [0.9,0.99]: {own['betas']!r}.")
-        for beta in own["betas"]:
-            require_number("personalisation.betas", beta, 0, 0.999999)
+        require_betas("personalisation", own["betas"])
         require_number("tiles_per_call", settings["tiles_per_call"], 1, whole=True)
         if not isinstance(own["degradation"], str):
             raise UsageError(

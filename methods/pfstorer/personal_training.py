@@ -16,6 +16,7 @@ from bench.seeds import derive_seed
 from methods.blocks.diffusion_objective import NoisyLatents, add_noise
 from methods.blocks.frozen_encoder import EncoderFeatures, FrozenEncoder
 from methods.blocks.learning_rate import learning_rate
+from methods.blocks.optimisers import copied, load_optimiser_tensors, optimiser_tensors
 from methods.blocks.personal_samples import PersonalSamples
 from methods.pfstorer.network import Personalised, PersonalParts, PFStorerNetwork
 from methods.pfstorer.personalisation_block import attention_regulariser
@@ -95,10 +96,8 @@ class PersonalTraining:
         """All that going on needs, on the CPU."""
         found = {"iteration": torch.tensor(self.iteration)}
         for name, module in self.modules.items():
-            found |= {f"{name}.{key}": _copied(value) for key, value in module.state_dict().items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            found |= {f"optimiser.{number}.{key}": _copied(value) for key, value in state.items()}
-        return found
+            found |= {f"{name}.{key}": copied(value) for key, value in module.state_dict().items()}
+        return found | optimiser_tensors(self.optimiser)
 
     def go_on(self, unfinished: Mapping[str, Tensor]) -> None:
         """Goes on from what `unfinished` gave.
@@ -112,13 +111,7 @@ class PersonalTraining:
                 module.load_state_dict(
                     {k.removeprefix(prefix): v for k, v in unfinished.items() if k.startswith(prefix)}
                 )
-            states: dict[int, dict[str, Tensor]] = {}
-            for key, value in unfinished.items():
-                kind, _, rest = key.partition(".")
-                if kind == "optimiser":
-                    number, _, name = rest.partition(".")
-                    states.setdefault(int(number), {})[name] = value
-            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": states})
+            load_optimiser_tensors(self.optimiser, unfinished)
             self.iteration = int(unfinished["iteration"])
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[0]
@@ -304,7 +297,3 @@ class PersonalTraining:
                 "text.end": text.end.cpu(),
             }
         return found
-
-
-def _copied(value: Any) -> Tensor:
-    return torch.as_tensor(value).detach().to("cpu", copy=True)
